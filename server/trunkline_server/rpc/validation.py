@@ -1,0 +1,96 @@
+"""Parsing and the contract's constraints: what is wrong with a message, field by field."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from protovalidate import Validator, Violation
+
+from trunkline_server.errors import FieldViolation, Invalid
+
+VIOLATIONS_MAX = 20
+_NUL = "\x00"
+_STRING = FieldDescriptor.TYPE_STRING
+_MESSAGE = FieldDescriptor.TYPE_MESSAGE
+
+
+class MessageClass(Protocol):
+    """A generated message class, as far as parsing needs it."""
+
+    def FromString(self, s: bytes, /) -> Message: ...  # noqa: N802
+
+
+class MessageUnreadable(Invalid):
+    text = "The message cannot be parsed: it is not the protobuf message this method takes."
+
+
+class FieldsInvalid(Invalid):
+    text = "Some fields of the request are not valid."
+
+
+class Messages:
+    """Turns bytes into checked messages; one for the whole server, its rules compiled once."""
+
+    def __init__(self) -> None:
+        self._collect = Validator().collect_violations
+
+    def read(self, message_class: MessageClass, raw: bytes) -> Message:
+        try:
+            message = message_class.FromString(raw)
+        except DecodeError:
+            raise MessageUnreadable from None
+        violations = self._collect(message)
+        if violations:
+            raise FieldsInvalid(
+                violations=[_explained(violation) for violation in violations[:VIOLATIONS_MAX]]
+            )
+        # A zero byte is rare in a protobuf message, and most of those are not in a text.
+        if b"\x00" in raw:
+            holders = list(_nul_fields(message, ""))
+            if holders:
+                raise FieldsInvalid(
+                    violations=[
+                        FieldViolation(path, "must not contain NUL", "string.no_nul")
+                        for path in holders[:VIOLATIONS_MAX]
+                    ]
+                )
+        return message
+
+
+def _explained(violation: Violation) -> FieldViolation:
+    proto = violation.proto
+    return FieldViolation(_path(proto.field), proto.message or proto.rule_id, proto.rule_id)
+
+
+def _path(field: object) -> str:
+    """`filter.dates[3].year`, as BadRequest wants it."""
+    parts: list[str] = []
+    for element in getattr(field, "elements", None) or ():
+        name = element.field_name
+        subscript = element.subscript
+        if subscript is not None:
+            value = getattr(subscript, "value", subscript)
+            # Keys of a map are the client's text: they stay out of errors.
+            name += f"[{value}]" if isinstance(value, int) else "[*]"
+        parts.append(name)
+    return ".".join(parts)
+
+
+def _nul_fields(message: Message, prefix: str) -> Iterator[str]:
+    for field, value in message.ListFields():
+        path = f"{prefix}{field.name}"
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            if any(_has_nul(part) for item in value.items() for part in item):
+                yield path
+        elif field.type == _STRING:
+            if _NUL in value if isinstance(value, str) else any(_NUL in item for item in value):
+                yield path
+        elif field.type == _MESSAGE:
+            children = [value] if isinstance(value, Message) else value
+            for child in children:
+                yield from _nul_fields(child, f"{path}.")
+
+
+def _has_nul(part: object) -> bool:
+    return isinstance(part, str) and _NUL in part
