@@ -153,7 +153,7 @@ class Readers:
         self._give_back(connection)
 
     def _failed(self, connection: Kept, error: BaseException) -> BaseException:
-        """The connection is replaced: what a cut-off read leaves behind is not worth sorting out."""
+        """The connection is replaced: what a cut-off read leaves is not worth sorting out."""
         if isinstance(error, asyncpg.PostgresError) and not isinstance(error, GONE):
             self._give_back(connection)
             return error

@@ -11,6 +11,7 @@ from typing import ClassVar
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
+
 from trunkline.api.errors.v1 import reason_pb2
 from trunkline.api.errors.v1.reason_pb2 import Reason
 

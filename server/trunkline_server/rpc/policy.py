@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
 from trunkline.api.options.v1 import policy_pb2
 from trunkline.api.options.v1.policy_pb2 import Priority
-
 from trunkline_server.rpc.caller import Role
 
 DEFAULT_DEADLINE_S = 10.0

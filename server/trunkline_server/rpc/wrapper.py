@@ -16,8 +16,8 @@ import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from trunkline.api.options.v1.policy_pb2 import Priority
 
+from trunkline.api.options.v1.policy_pb2 import Priority
 from trunkline_server import db
 from trunkline_server.errors import (
     AppError,
@@ -337,9 +337,8 @@ class _Call:
         trailers: list[tuple[str, str | bytes]] = [
             ("grpc-status-details-bin", status.SerializeToString())
         ]
-        if self._request is not None and isinstance(self._request.given_id, str):
-            if not isinstance(known, HeaderInvalid):
-                trailers.append(("x-request-id", self._request.given_id))
+        if self._request is not None and not isinstance(known, HeaderInvalid):
+            trailers.append(("x-request-id", self._request.request_id))
         if known.retry_after_s is not None and known.code is grpc.StatusCode.UNAVAILABLE:
             trailers.append(("grpc-retry-pushback-ms", str(int(known.retry_after_s * 1000))))
         await self._context.abort(known.code, known.message, tuple(trailers))
