@@ -3,14 +3,14 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 from uuid import UUID
 
 import asyncpg
 
-from trunkline_server.breaker import Breaker
+from trunkline_server.breaker import Breaker, BreakerOpen
 from trunkline_server.errors import Aborted, DeadlineExceeded, Unavailable
 from trunkline_server.rpc.caller import CURRENT
 
@@ -26,6 +26,9 @@ CLIENT_CONNECTION_CHECK_MS = 5_000
 # A server that has been frozen longer than this is as good as gone for a hot read.
 READ_TIMEOUT_S = 5.0
 RECONNECT_DELAY_S = 0.2
+RETRY_AFTER_S = 0.5
+# Shorter waits than this say nothing about the database's health.
+PATIENCE_S = 0.5
 
 _SET_ORG = "SELECT set_config('trunkline.org_id', $1, true)"
 _SET_ORG_AND_TIMEOUT = (
@@ -79,15 +82,32 @@ class DatabaseTooSlow(DeadlineExceeded):
 
 def translated(error: BaseException) -> Exception | None:
     """A driver error as one of ours. Its text is dropped: it may hold another tenant's row."""
-    if isinstance(error, TimeoutError):  # an OSError too, but not the database's
+    # Neither is the database's doing, though both are of a class that is.
+    if isinstance(error, TimeoutError | asyncpg.DataError):
         return None
     if isinstance(error, asyncpg.QueryCanceledError):
         return DatabaseTooSlow()
     if isinstance(error, CONFLICTS):
         return DatabaseConflict(retry_after_s=0.05)
     if isinstance(error, GONE):
-        return DatabaseUnavailable(retry_after_s=0.5)
+        return DatabaseUnavailable(retry_after_s=RETRY_AFTER_S)
     return None
+
+
+def late(waited_s: float) -> Exception:
+    """Nothing came in time. A caller in a hurry is no proof that the database is gone."""
+    if waited_s < PATIENCE_S:
+        return DatabaseTooSlow()
+    return DatabaseUnavailable(retry_after_s=RETRY_AFTER_S)
+
+
+@contextmanager
+def guarded(breaker: Breaker) -> Iterator[None]:
+    try:
+        with breaker.attempt():
+            yield
+    except BreakerOpen as open_now:
+        raise DatabaseUnavailable(retry_after_s=max(0.05, open_now.retry_after_s)) from None
 
 
 class Readers:
@@ -127,42 +147,34 @@ class Readers:
         return len(self._waiting)
 
     async def fetchrow(self, query: str, *args: Any) -> Record | None:
-        self._breaker.check()
         timeout_s = _read_timeout_s()
-        connection = self._idle.popleft() if self._idle else await self._wait(timeout_s)
-        try:
-            row = await connection.fetchrow(query, *args, timeout=timeout_s)
-        except BaseException as error:
-            raise self._failed(connection, error) from None
-        self._done(connection)
+        with guarded(self._breaker):
+            connection = self._idle.popleft() if self._idle else await self._wait(timeout_s)
+            try:
+                row = await connection.fetchrow(query, *args, timeout=timeout_s)
+            except BaseException as error:
+                raise self._failed(connection, error, timeout_s) from None
+            self._give_back(connection)
         return row
 
     async def fetch(self, query: str, *args: Any) -> list[Record]:
-        self._breaker.check()
         timeout_s = _read_timeout_s()
-        connection = self._idle.popleft() if self._idle else await self._wait(timeout_s)
-        try:
-            rows = await connection.fetch(query, *args, timeout=timeout_s)
-        except BaseException as error:
-            raise self._failed(connection, error) from None
-        self._done(connection)
+        with guarded(self._breaker):
+            connection = self._idle.popleft() if self._idle else await self._wait(timeout_s)
+            try:
+                rows = await connection.fetch(query, *args, timeout=timeout_s)
+            except BaseException as error:
+                raise self._failed(connection, error, timeout_s) from None
+            self._give_back(connection)
         return rows
 
-    def _done(self, connection: Kept) -> None:
-        self._breaker.succeeded()
+    def _failed(self, connection: Kept, error: BaseException, timeout_s: float) -> BaseException:
+        """A connection outlives impatient callers; one that did not answer in time is replaced."""
+        late_error = late(timeout_s) if isinstance(error, TimeoutError) else None
+        if isinstance(late_error, DatabaseUnavailable) or isinstance(error, GONE):
+            connection.terminate()
         self._give_back(connection)
-
-    def _failed(self, connection: Kept, error: BaseException) -> BaseException:
-        """The connection is replaced: what a cut-off read leaves is not worth sorting out."""
-        if isinstance(error, asyncpg.PostgresError) and not isinstance(error, GONE):
-            self._give_back(connection)
-            return error
-        connection.terminate()
-        self._give_back(connection)
-        if isinstance(error, TimeoutError | GONE):
-            self._breaker.failed()
-            return DatabaseUnavailable(retry_after_s=0.5)
-        return error
+        return late_error or error
 
     async def _wait(self, timeout_s: float) -> Kept:
         future: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
@@ -174,7 +186,7 @@ class Readers:
             if future.done() and not future.cancelled():
                 self._give_back(future.result())
             if isinstance(error, TimeoutError):
-                raise DatabaseUnavailable(retry_after_s=0.5) from None
+                raise late(timeout_s) from None
             raise
 
     def _give_back(self, connection: Kept) -> None:
@@ -230,7 +242,6 @@ class Database:
         breaker: Breaker,
     ) -> None:
         self.breaker = breaker
-        self._breaker = breaker
         self.pool = pool
         self.readers = readers
         self._statement_timeout_s = statement_timeout_s
@@ -245,9 +256,8 @@ class Database:
         readers: int = 2,
         statement_timeout_s: float = 5.0,
         application: str = "trunkline",
-        breaker: Breaker | None = None,
     ) -> "Database":
-        breaker = breaker or Breaker("postgresql")
+        breaker = Breaker("postgresql", failures=(DatabaseUnavailable, *GONE))
         settings = session_settings(role, statement_timeout_s, application)
         pool = await asyncpg.create_pool(
             url,
@@ -289,25 +299,19 @@ class Database:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[tuple[Connection, float | None]]:
-        self._breaker.check()
         left_s = deadline_left_s()
+        acquire_s = min(ACQUIRE_TIMEOUT_S, left_s or ACQUIRE_TIMEOUT_S)
         try:
-            async with asyncio.timeout(left_s):
-                acquire_s = min(ACQUIRE_TIMEOUT_S, left_s or ACQUIRE_TIMEOUT_S)
-                async with self.pool.acquire(timeout=acquire_s) as connection:
-                    async with connection.transaction():
-                        yield connection, left_s
+            with guarded(self.breaker):
+                async with asyncio.timeout(left_s), self.pool.acquire(timeout=acquire_s) as held:
+                    async with held.transaction():
+                        yield held, left_s
         except TimeoutError:
-            self._breaker.failed()
-            raise DatabaseUnavailable(retry_after_s=0.5) from None
+            raise late(left_s or ACQUIRE_TIMEOUT_S) from None
         except asyncpg.ReadOnlySQLTransactionError:
             # The primary has become a standby: no kept connection may go on talking to it.
             await self.pool.expire_connections()
             raise
-        except GONE:
-            self._breaker.failed()
-            raise
-        self._breaker.succeeded()
 
     async def ping(self, timeout_s: float) -> None:
         async with asyncio.timeout(timeout_s):

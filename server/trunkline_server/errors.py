@@ -80,7 +80,7 @@ class AppError(Exception):
 
 class Invalid(AppError):
     code = grpc.StatusCode.INVALID_ARGUMENT
-    reason = reason_pb2.REASON_INVALID_REQUEST
+    reason = reason_pb2.REASON_INVALID_FIELD
     text = "The request is not valid."
 
 
@@ -99,31 +99,31 @@ class PermissionDenied(AppError):
 
 class NotFound(AppError):
     code = grpc.StatusCode.NOT_FOUND
-    reason = reason_pb2.REASON_NOT_FOUND
+    reason = reason_pb2.REASON_UNSPECIFIED  # a subclass names it
     text = "There is no such resource."
 
 
 class AlreadyExists(AppError):
     code = grpc.StatusCode.ALREADY_EXISTS
-    reason = reason_pb2.REASON_ALREADY_EXISTS
+    reason = reason_pb2.REASON_UNSPECIFIED  # a subclass names it
     text = "It exists already."
 
 
 class FailedPrecondition(AppError):
     code = grpc.StatusCode.FAILED_PRECONDITION
-    reason = reason_pb2.REASON_FAILED_PRECONDITION
+    reason = reason_pb2.REASON_UNSPECIFIED  # a subclass names it
     text = "The state of the resource does not allow this."
 
 
 class Aborted(AppError):
     code = grpc.StatusCode.ABORTED
-    reason = reason_pb2.REASON_ABORTED
+    reason = reason_pb2.REASON_CONFLICT
     text = "Another writer was faster; read again and repeat."
 
 
 class OutOfRange(AppError):
     code = grpc.StatusCode.OUT_OF_RANGE
-    reason = reason_pb2.REASON_OUT_OF_RANGE
+    reason = reason_pb2.REASON_UNSPECIFIED  # a subclass names it
     text = "The position is outside of what is there."
 
 
@@ -135,13 +135,13 @@ class RateLimited(AppError):
 
 class TooLarge(AppError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
-    reason = reason_pb2.REASON_TOO_LARGE
+    reason = reason_pb2.REASON_MESSAGE_TOO_LARGE
     text = "The request is larger than allowed."
 
 
 class Unavailable(AppError):
     code = grpc.StatusCode.UNAVAILABLE
-    reason = reason_pb2.REASON_UNAVAILABLE
+    reason = reason_pb2.REASON_DEPENDENCY_UNAVAILABLE
     text = "A part of the service is not available; retry."
 
 

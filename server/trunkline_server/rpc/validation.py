@@ -7,6 +7,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from protovalidate import Validator, Violation
 
+from trunkline.api.errors.v1 import reason_pb2
 from trunkline_server.errors import FieldViolation, Invalid
 
 VIOLATIONS_MAX = 20
@@ -22,6 +23,7 @@ class MessageClass(Protocol):
 
 
 class MessageUnreadable(Invalid):
+    reason = reason_pb2.REASON_MALFORMED_MESSAGE
     text = "The message cannot be parsed: it is not the protobuf message this method takes."
 
 

@@ -17,6 +17,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from trunkline.api.errors.v1 import reason_pb2
 from trunkline.api.options.v1.policy_pb2 import Priority
 from trunkline_server import db
 from trunkline_server.errors import (
@@ -82,6 +83,7 @@ class Journal(Protocol):
 
 
 class HeaderInvalid(Invalid):
+    reason = reason_pb2.REASON_MALFORMED_METADATA
     text = "A metadata value holds control characters or is too long."
 
 
