@@ -1,0 +1,1 @@
+"""The Trunkline server: a multi-tenant gRPC backend for call centres."""
