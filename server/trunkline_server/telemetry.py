@@ -38,6 +38,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from trunkline_server import tracing
 from trunkline_server.metrics import Callback, MethodMeter, PrometheusView, Registry
+from trunkline_server.traceparent import parent
 from trunkline_server.tracing import Span
 
 SPAN_QUEUE_MAX = 2048
@@ -119,7 +120,7 @@ class Telemetry:
             return None
         if traceparent is None:
             return tracing.start(tracer, name, None, kind) if self._sampler.root() else None
-        remote = tracing.parent(traceparent)
+        remote = parent(traceparent)
         wanted = self._sampler.follow(remote) if remote else self._sampler.root()
         return tracing.start(tracer, name, remote, kind) if wanted else None
 

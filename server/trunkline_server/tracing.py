@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import time
 from typing import Final
 
@@ -11,6 +10,8 @@ import grpc
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
+
+from trunkline_server.traceparent import Parent
 
 # A caller that marks every call as sampled must not make the server build a span for each.
 FORCED_SPANS_PER_S_MAX = 100
@@ -50,55 +51,6 @@ ATTRIBUTES: Final = frozenset(
         "trunkline.rows",
     }
 )
-
-# https://www.w3.org/TR/trace-context/#traceparent-header; a later version may append fields.
-_TRACEPARENT = re.compile(
-    r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?\Z"
-)
-_NO_TRACE: Final = "0" * 32
-_NO_SPAN: Final = "0" * 16
-_TRACEPARENT_CHARS_MAX = 256
-_SAMPLED = 0x01
-
-
-class Parent:
-    """What a valid traceparent says; the SDK's own class is built only for a sampled call."""
-
-    __slots__ = ("sampled", "span_id", "trace_id")
-
-    def __init__(self, trace_id: str, span_id: str, sampled: bool) -> None:
-        self.trace_id = trace_id
-        self.span_id = span_id
-        self.sampled = sampled
-
-    def context(self) -> SpanContext:
-        return SpanContext(
-            trace_id=int(self.trace_id, 16),
-            span_id=int(self.span_id, 16),
-            is_remote=True,
-            trace_flags=TraceFlags(TraceFlags.SAMPLED if self.sampled else TraceFlags.DEFAULT),
-        )
-
-
-def parent(traceparent: str | bytes) -> Parent | None:
-    """The caller's span; None when the header is broken, which is then as good as absent."""
-    if not isinstance(traceparent, str) or len(traceparent) > _TRACEPARENT_CHARS_MAX:
-        return None
-    match = _TRACEPARENT.match(traceparent)
-    if match is None:
-        return None
-    version, trace_id, span_id, flags, rest = match.groups()
-    if rest is not None and version == "00":
-        return None
-    if trace_id == _NO_TRACE or span_id == _NO_SPAN:
-        return None
-    return Parent(trace_id, span_id, bool(int(flags, 16) & _SAMPLED))
-
-
-def trace_id_of(traceparent: str | bytes | None) -> str:
-    """The caller's trace id for the log line of an unsampled call; empty when there is none."""
-    remote = parent(traceparent) if traceparent else None
-    return remote.trace_id if remote else ""
 
 
 class Span:
@@ -172,5 +124,14 @@ class Sampler:
 def start(
     tracer: trace.Tracer, name: str, remote: Parent | None, kind: SpanKind = SpanKind.SERVER
 ) -> Span:
-    context = trace.set_span_in_context(NonRecordingSpan(remote.context())) if remote else None
+    context = trace.set_span_in_context(NonRecordingSpan(_remote(remote))) if remote else None
     return Span(tracer, tracer.start_span(name, context, kind))
+
+
+def _remote(parent: Parent) -> SpanContext:
+    return SpanContext(
+        trace_id=int(parent.trace_id, 16),
+        span_id=int(parent.span_id, 16),
+        is_remote=True,
+        trace_flags=TraceFlags(TraceFlags.SAMPLED),
+    )

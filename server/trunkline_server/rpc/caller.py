@@ -4,7 +4,7 @@ import enum
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 from urllib.parse import unquote
 from uuid import UUID
 
@@ -31,6 +31,13 @@ class Caller:
     actor_name: str
 
 
+class TraceIds(Protocol):
+    """A sampled call's span, as far as a log line needs it."""
+
+    trace_id: str
+    span_id: str
+
+
 @dataclass(slots=True)
 class Request:
     """What the wrapper knows of the call at hand."""
@@ -40,6 +47,8 @@ class Request:
     read_peer: Callable[[], str]  # grpc makes the text anew each time: ask only when needed
     caller: Caller | None
     deadline: float | None  # time.monotonic() at which nobody waits for the answer any more
+    traceparent: str | bytes | None = None
+    span: TraceIds | None = None
 
     @property
     def request_id(self) -> str:

@@ -32,7 +32,7 @@ from trunkline_server.errors import (
     to_status,
 )
 from trunkline_server.ids import uuid7
-from trunkline_server.rpc.caller import CURRENT, Caller, Request
+from trunkline_server.rpc.caller import CURRENT, Caller, Request, TraceIds
 from trunkline_server.rpc.policy import MethodPolicy, policy_of
 from trunkline_server.rpc.validation import MessageClass, Messages
 
@@ -67,13 +67,13 @@ class Meter(Protocol):
     def record(self, code: int, seconds: float) -> None: ...
 
 
-class Span(Protocol):
+class Span(TraceIds, Protocol):
     def end(self, code: int) -> None: ...
 
 
 class Telemetry(Protocol):
     def rpc(self, method: str) -> Meter: ...
-    def start_span(self, method: str, traceparent: str | None) -> Span | None: ...
+    def start_span(self, method: str, traceparent: str | bytes | None, /) -> Span | None: ...
 
 
 class Journal(Protocol):
@@ -274,7 +274,8 @@ class _Call:
         CURRENT.set(request)
         if request_id is not None:
             self._echo(request_id)
-        self._span = wrapper._telemetry.start_span(method.path, traceparent)
+        request.traceparent = traceparent
+        self._span = request.span = wrapper._telemetry.start_span(method.path, traceparent)
         if not policy.anonymous:
             caller = None
             if isinstance(authorization, str):
