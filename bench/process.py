@@ -1,0 +1,81 @@
+"""Starting a bench's own processes, and ending them whatever happens."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+READY = "ready"
+READY_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    name: str
+    pid: int
+    address: str
+
+
+class StartFailed(RuntimeError):
+    pass
+
+
+@contextmanager
+def python_server(
+    module: str, *args: str, name: str = "", python: str = sys.executable
+) -> Iterator[Server]:
+    """Run `python -m module args`, which prints `ready ADDRESS` once it serves."""
+    with running([python, "-m", module, *args], name or module) as (child, line):
+        yield Server(name or module, child.pid, line.removeprefix(READY).strip())
+
+
+@contextmanager
+def running(
+    command: Sequence[str], name: str, *, env: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A child process, once it has printed a line that starts with `ready`."""
+    with tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        try:
+            line = _first_line(child)
+            if not line.startswith(READY):
+                errors.seek(0)
+                raise StartFailed(f"{name} did not start: {line}{errors.read()[-2000:]}")
+            yield child, line
+        finally:
+            stop(child)
+
+
+def stop(child: subprocess.Popen[str]) -> None:
+    if child.poll() is None:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    if child.stdout is not None:
+        child.stdout.close()
+
+
+def _first_line(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    readable, _, _ = select.select([child.stdout], [], [], READY_TIMEOUT_S)
+    return child.stdout.readline() if readable else ""

@@ -1,0 +1,1 @@
+"""Programs that benches start as processes of their own."""
