@@ -60,7 +60,7 @@ FIELDS: Final = frozenset(
         "pid",
         "pool",
         "port",
-        "process",
+        "process_index",
         "queue",
         "reason",
         "request_id",
@@ -114,8 +114,7 @@ class JsonFormatter(logging.Formatter):
             **_request_fields(),
         }
         for key in FIELDS & record.__dict__.keys():
-            if key != "process":  # the record's own process number is `pid` above
-                line[key] = _value(record.__dict__[key])
+            line[key] = _value(record.__dict__[key])
         if record.exc_info and record.exc_info[1] is not None:
             line["error"] = list(_errors(record.exc_info[1]))
         return json.dumps(line, ensure_ascii=True, separators=(",", ":")).translate(_DEL)

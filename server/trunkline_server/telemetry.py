@@ -259,7 +259,11 @@ class _QuietHandler(WSGIRequestHandler):
         """A scrape is not news."""
 
 
-class _Server6(WSGIServer):
+class _Server(WSGIServer):
+    allow_reuse_port = True  # in a rolling restart the old process still holds the slot's port
+
+
+class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
@@ -274,7 +278,7 @@ class _Scrape(threading.Thread):
             host,
             port,
             make_wsgi_app(prometheus),
-            server_class=_Server6 if _is_ipv6(host) else WSGIServer,
+            server_class=_Server6 if _is_ipv6(host) else _Server,
             handler_class=_QuietHandler,
         )
         self.port = self._server.server_port
