@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import asyncpg
@@ -15,8 +15,12 @@ from trunkline_server.errors import Aborted, DeadlineExceeded, Unavailable
 from trunkline_server.rpc.caller import CURRENT
 
 Record = asyncpg.Record
-Kept = asyncpg.Connection[Record]
-Connection = asyncpg.pool.PoolConnectionProxy[Record]
+if TYPE_CHECKING:
+    Kept = asyncpg.Connection[Record]
+    Connection = asyncpg.pool.PoolConnectionProxy[Record]
+    Pool = asyncpg.Pool[Record]
+else:  # generic for the type checker only
+    Kept, Connection, Pool = asyncpg.Connection, asyncpg.pool.PoolConnectionProxy, asyncpg.Pool
 
 CONNECT_TIMEOUT_S = 3.0
 ACQUIRE_TIMEOUT_S = 3.0
@@ -49,6 +53,8 @@ GONE: tuple[type[BaseException], ...] = (
     ConnectionError,
     OSError,
 )
+# A server that starts, or a role that is not there yet: both pass.
+RECONNECT: tuple[type[BaseException], ...] = (asyncpg.PostgresError, *GONE)
 CONFLICTS = (
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
@@ -209,7 +215,7 @@ class Readers:
             try:
                 self._give_back(await self._connect())
                 return
-            except (asyncpg.PostgresError, *GONE):
+            except RECONNECT:
                 await asyncio.sleep(RECONNECT_DELAY_S)
 
     async def _connect(self) -> Kept:
@@ -236,7 +242,7 @@ class Database:
 
     def __init__(
         self,
-        pool: asyncpg.Pool[Record],
+        pool: Pool,
         readers: Readers,
         statement_timeout_s: float,
         breaker: Breaker,

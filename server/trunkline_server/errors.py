@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from trunkline.api.errors.v1 import reason_pb2
@@ -171,9 +172,9 @@ def to_status(error: AppError) -> status_pb2.Status:
     return status
 
 
-def _details(error: AppError) -> list[error_details_pb2.ErrorInfo]:
+def _details(error: AppError) -> list[Message]:
     details = error_details_pb2
-    found: list[object] = [
+    found: list[Message] = [
         details.ErrorInfo(reason=error.reason_name, domain=DOMAIN, metadata=error.metadata)
     ]
     if error.violations:
@@ -219,4 +220,4 @@ def _details(error: AppError) -> list[error_details_pb2.ErrorInfo]:
                 description=error.resource.description,
             )
         )
-    return found  # type: ignore[return-value]
+    return found

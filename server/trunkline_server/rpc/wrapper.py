@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, assert_never
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import grpc
 import grpc.aio
@@ -36,7 +36,11 @@ from trunkline_server.rpc.caller import CURRENT, Caller, Request, TraceIds
 from trunkline_server.rpc.policy import MethodPolicy, policy_of
 from trunkline_server.rpc.validation import MessageClass, Messages
 
-Context = grpc.aio.ServicerContext[Any, Any]
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+    Handler = grpc.RpcMethodHandler[Any, Any]
+else:  # generic for the type checker only
+    Context, Handler = grpc.aio.ServicerContext, grpc.RpcMethodHandler
 
 REQUEST_ID_MAX_CHARS = 128
 COMPRESS_FROM_BYTES = 1024
@@ -140,11 +144,9 @@ class Wrapper(grpc.GenericRpcHandler):
         self._telemetry = telemetry
         self._journal = journal
         self._messages = Messages()
-        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._handlers: dict[str, Handler] = {}
 
-    def service(
-        self, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         return self._handlers.get(handler_call_details.method)
 
     @property
@@ -171,18 +173,14 @@ class Wrapper(grpc.GenericRpcHandler):
             gives_stream=descriptor.server_streaming,
         )
 
-    def _wrapped(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
-        match (method.takes_stream, method.gives_stream):
-            case (False, False):
-                return grpc.unary_unary_rpc_method_handler(self._unary(method))
-            case (False, True):
-                return grpc.unary_stream_rpc_method_handler(self._streaming(method))
-            case (True, False):
-                return grpc.stream_unary_rpc_method_handler(self._unary(method))
-            case (True, True):
+    def _wrapped(self, method: Method) -> Handler:
+        if method.gives_stream:
+            if method.takes_stream:
                 return grpc.stream_stream_rpc_method_handler(self._streaming(method))
-            case never:
-                assert_never(never)
+            return grpc.unary_stream_rpc_method_handler(self._streaming(method))
+        if method.takes_stream:
+            return grpc.stream_unary_rpc_method_handler(self._unary(method))
+        return grpc.unary_unary_rpc_method_handler(self._unary(method))
 
     def _unary(self, method: Method) -> Callable[[Any, Context], Awaitable[bytes]]:
         """One reply: unary calls and client streams."""
@@ -202,7 +200,7 @@ class Wrapper(grpc.GenericRpcHandler):
                     context.set_compression(grpc.Compression.Gzip)
                 return payload
             except BaseException as error:
-                return await call.fail(error)
+                await call.fail(error)
             finally:
                 call.leave()
 
@@ -329,7 +327,7 @@ class _Call:
         async for raw in incoming:
             yield read(request_class, raw)
 
-    async def fail(self, error: BaseException) -> bytes:
+    async def fail(self, error: BaseException) -> NoReturn:
         """The only place where an exception becomes a status."""
         if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
             self.code = _CANCELLED
@@ -345,7 +343,6 @@ class _Call:
         if known.retry_after_s is not None and known.code is grpc.StatusCode.UNAVAILABLE:
             trailers.append(("grpc-retry-pushback-ms", str(int(known.retry_after_s * 1000))))
         await self._context.abort(known.code, known.message, tuple(trailers))
-        raise AssertionError("abort returned")
 
     def _known(self, error: BaseException) -> AppError:
         if isinstance(error, AppError):
@@ -387,6 +384,14 @@ async def _unimplemented(request: object, context: object) -> Message:
     raise Unimplemented
 
 
-async def _unimplemented_stream(request: object, context: object) -> AsyncIterator[Message]:
-    raise Unimplemented
-    yield  # makes this an asynchronous generator
+class _unimplemented_stream:  # noqa: N801 - stands in for a method
+    """An asynchronous iterator that fails at its first step."""
+
+    def __init__(self, request: object, context: object) -> None:
+        pass
+
+    def __aiter__(self) -> AsyncIterator[Message]:
+        return self
+
+    async def __anext__(self) -> Message:
+        raise Unimplemented
