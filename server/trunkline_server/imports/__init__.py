@@ -1,0 +1,1 @@
+"""Imports: any CSV in, exactly once, every row accounted for."""

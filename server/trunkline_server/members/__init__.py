@@ -1,0 +1,1 @@
+"""Members: validate, register, search, history."""
