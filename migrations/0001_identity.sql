@@ -1,0 +1,355 @@
+-- Roles, tenant isolation, organisations, users, credentials, audit, remembered requests.
+
+-- Roles belong to the cluster, so another database's migration may be creating them right now.
+DO $$
+DECLARE
+    wanted text;
+BEGIN
+    FOREACH wanted IN ARRAY ARRAY['trunkline_app', 'trunkline_worker', 'trunkline_definer']
+    LOOP
+        IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = wanted) THEN
+            BEGIN
+                EXECUTE format(
+                    'CREATE ROLE %I NOLOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS', wanted
+                );
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                RAISE DEBUG 'role % was created by another session', wanted;
+            END;
+        END IF;
+        -- A superuser has every role; an ordinary owner must be able to hand functions over.
+        IF NOT pg_has_role(current_user, wanted, 'SET') THEN
+            BEGIN
+                EXECUTE format('GRANT %I TO CURRENT_USER', wanted);
+            EXCEPTION WHEN unique_violation THEN
+                RAISE DEBUG 'role % was granted by another session', wanted;
+            END;
+        END IF;
+    END LOOP;
+END
+$$;
+
+GRANT USAGE ON SCHEMA public TO trunkline_app, trunkline_worker, trunkline_definer;
+
+-- set_config(.., true) leaves '' behind after its transaction, hence nullif.
+CREATE FUNCTION current_org() RETURNS uuid
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$ SELECT nullif(current_setting('trunkline.org_id', true), '')::uuid $$;
+
+CREATE TABLE orgs (
+    org_id uuid PRIMARY KEY,
+    slug text NOT NULL CHECK (slug ~ '^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$'),
+    display_name text NOT NULL CHECK (length(display_name) BETWEEN 1 AND 200),
+    status text NOT NULL DEFAULT 'ACTIVE' CHECK (status IN ('ACTIVE', 'SUSPENDED')),
+    quotas jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(quotas) = 'object'),
+    member_rules jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(member_rules) = 'object'),
+    retention jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(retention) = 'object'),
+    content_rules jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(content_rules) = 'object'),
+    version bigint NOT NULL DEFAULT 1,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+-- The directory of organisations is the one place where a name is looked up before a tenant is known.
+CREATE UNIQUE INDEX orgs_slug ON orgs (slug);
+
+CREATE TABLE users (
+    org_id uuid NOT NULL REFERENCES orgs (org_id),
+    user_id uuid NOT NULL,
+    email text NOT NULL CHECK (length(email) BETWEEN 3 AND 254),
+    display_name text NOT NULL CHECK (length(display_name) BETWEEN 1 AND 200),
+    role text NOT NULL CHECK (role IN ('AGENT', 'TRAINER', 'REGISTRAR', 'ADMIN', 'SYSTEM')),
+    status text NOT NULL DEFAULT 'ACTIVE' CHECK (status IN ('ACTIVE', 'DISABLED')),
+    password_hash text NOT NULL,
+    version bigint NOT NULL DEFAULT 1,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (org_id, user_id),
+    UNIQUE (org_id, email)
+);
+
+CREATE TABLE api_keys (
+    org_id uuid NOT NULL REFERENCES orgs (org_id),
+    key_id uuid NOT NULL,
+    prefix text NOT NULL,
+    name text NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
+    role text NOT NULL CHECK (role IN ('AGENT', 'TRAINER', 'REGISTRAR', 'ADMIN', 'SYSTEM')),
+    secret_digest bytea NOT NULL CHECK (length(secret_digest) = 32),
+    previous_digest bytea CHECK (length(previous_digest) = 32),
+    previous_expires_at timestamptz,
+    expires_at timestamptz,
+    revoked_at timestamptz,
+    rotated_at timestamptz,
+    created_by uuid,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (org_id, key_id),
+    UNIQUE (org_id, prefix),
+    CHECK ((previous_digest IS NULL) = (previous_expires_at IS NULL))
+);
+-- Asked before the tenant is known. Not unique: uniqueness across tenants would not shard.
+CREATE INDEX api_keys_prefix ON api_keys (prefix);
+
+-- A session is a family of refresh tokens, each of which is used once.
+CREATE TABLE sessions (
+    org_id uuid NOT NULL,
+    session_id uuid NOT NULL,
+    user_id uuid NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz NOT NULL,
+    revoked_at timestamptz,
+    revoked_because text CHECK (
+        revoked_because IN ('LOGOUT', 'REUSE', 'PASSWORD_RESET', 'USER_CHANGED')
+    ),
+    PRIMARY KEY (org_id, session_id),
+    FOREIGN KEY (org_id, user_id) REFERENCES users (org_id, user_id)
+);
+CREATE INDEX sessions_user ON sessions (org_id, user_id) WHERE revoked_at IS NULL;
+CREATE INDEX sessions_expiry ON sessions (org_id, expires_at);
+
+CREATE TABLE refresh_tokens (
+    org_id uuid NOT NULL,
+    token_id uuid NOT NULL,
+    session_id uuid NOT NULL,
+    digest bytea NOT NULL CHECK (length(digest) = 32),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    used_at timestamptz,
+    successor_id uuid,
+    request_digest bytea,
+    PRIMARY KEY (org_id, token_id),
+    FOREIGN KEY (org_id, session_id) REFERENCES sessions (org_id, session_id) ON DELETE CASCADE
+);
+CREATE INDEX refresh_tokens_session ON refresh_tokens (org_id, session_id);
+-- Asked before the tenant is known.
+CREATE INDEX refresh_tokens_token ON refresh_tokens (token_id);
+
+-- No personal data in details: subjects are ids. Nobody is granted UPDATE or DELETE.
+CREATE TABLE audit_log (
+    org_id uuid NOT NULL,
+    audit_id uuid NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    actor_kind text NOT NULL CHECK (actor_kind IN ('USER', 'KEY', 'OPERATOR', 'WORKER', 'ANONYMOUS')),
+    actor_id uuid,
+    action text NOT NULL CHECK (length(action) BETWEEN 1 AND 100),
+    subject_kind text NOT NULL CHECK (length(subject_kind) <= 40),
+    subject_id text NOT NULL CHECK (length(subject_id) <= 200),
+    request_id text NOT NULL DEFAULT '' CHECK (length(request_id) <= 200),
+    details jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(details) = 'object'),
+    PRIMARY KEY (org_id, audit_id, at)
+) PARTITION BY RANGE (at);
+CREATE INDEX audit_log_newest ON audit_log (org_id, at DESC, audit_id DESC);
+CREATE TABLE audit_log_default PARTITION OF audit_log DEFAULT;
+
+-- What the sealing worker has yet to put into the chain; written by the statement that appends.
+CREATE TABLE audit_unsealed (
+    org_id uuid NOT NULL,
+    audit_id uuid NOT NULL,
+    at timestamptz NOT NULL,
+    PRIMARY KEY (org_id, audit_id)
+);
+
+-- One link of an organisation's chain: the events in their order, and the hash over them.
+CREATE TABLE audit_seals (
+    org_id uuid NOT NULL,
+    batch_no bigint NOT NULL CHECK (batch_no > 0),
+    audit_ids uuid[] NOT NULL CHECK (cardinality(audit_ids) BETWEEN 1 AND 1000),
+    first_at timestamptz NOT NULL,
+    last_at timestamptz NOT NULL,
+    prev_hash bytea NOT NULL CHECK (length(prev_hash) = 32),
+    hash bytea NOT NULL CHECK (length(hash) = 32),
+    sealed_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (org_id, batch_no)
+);
+
+-- The first answer to a request id, so that a repeat gets it again.
+CREATE TABLE requests (
+    org_id uuid NOT NULL,
+    actor_id uuid NOT NULL,
+    method text NOT NULL,
+    request_id text NOT NULL CHECK (length(request_id) BETWEEN 1 AND 200),
+    request_digest bytea NOT NULL,
+    response bytea,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz NOT NULL,
+    PRIMARY KEY (org_id, actor_id, method, request_id)
+);
+CREATE INDEX requests_expiry ON requests (org_id, expires_at);
+
+DO $$
+DECLARE
+    tenant_table text;
+BEGIN
+    FOREACH tenant_table IN ARRAY ARRAY[
+        'orgs', 'users', 'api_keys', 'sessions', 'refresh_tokens', 'audit_log',
+        'audit_log_default', 'audit_unsealed', 'audit_seals', 'requests'
+    ]
+    LOOP
+        EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', tenant_table);
+        EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', tenant_table);
+        EXECUTE format(
+            'CREATE POLICY tenant ON %I USING (org_id = current_org())'
+            ' WITH CHECK (org_id = current_org())',
+            tenant_table
+        );
+    END LOOP;
+END
+$$;
+
+-- Across organisations the worker sees what is to be sealed or swept, and nothing else.
+CREATE POLICY queue ON audit_unsealed FOR SELECT TO trunkline_worker USING (true);
+CREATE POLICY expired_read ON requests FOR SELECT TO trunkline_worker USING (expires_at <= now());
+CREATE POLICY expired_sweep ON requests FOR DELETE TO trunkline_worker USING (expires_at <= now());
+CREATE POLICY expired_read ON sessions FOR SELECT TO trunkline_worker USING (expires_at <= now());
+CREATE POLICY expired_sweep ON sessions FOR DELETE TO trunkline_worker USING (expires_at <= now());
+
+GRANT SELECT, INSERT, UPDATE ON orgs, users, api_keys, sessions, refresh_tokens, requests
+    TO trunkline_app, trunkline_worker;
+GRANT SELECT, INSERT ON audit_log TO trunkline_app, trunkline_worker;
+GRANT INSERT ON audit_unsealed TO trunkline_app;
+GRANT SELECT, INSERT, DELETE ON audit_unsealed TO trunkline_worker;
+GRANT SELECT ON audit_seals TO trunkline_app;
+GRANT SELECT, INSERT ON audit_seals TO trunkline_worker;
+GRANT DELETE ON requests, sessions TO trunkline_worker;
+
+-- Look-ups that come before the tenant is known. The bodies are bound when they are created, so
+-- no search_path of the caller reaches them.
+GRANT SELECT ON orgs, users, api_keys, sessions, refresh_tokens TO trunkline_definer;
+CREATE POLICY lookup ON orgs FOR SELECT TO trunkline_definer USING (true);
+CREATE POLICY lookup ON users FOR SELECT TO trunkline_definer USING (true);
+CREATE POLICY lookup ON api_keys FOR SELECT TO trunkline_definer USING (true);
+CREATE POLICY lookup ON sessions FOR SELECT TO trunkline_definer USING (true);
+CREATE POLICY lookup ON refresh_tokens FOR SELECT TO trunkline_definer USING (true);
+
+CREATE FUNCTION auth_org(wanted_slug text) RETURNS uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    BEGIN ATOMIC
+        SELECT o.org_id FROM orgs o WHERE o.slug = wanted_slug;
+    END;
+
+CREATE FUNCTION auth_login(wanted_slug text, wanted_email text)
+    RETURNS TABLE (
+        org_id uuid, org_status text, user_id uuid, display_name text, role text,
+        user_status text, password_hash text
+    )
+    LANGUAGE sql STABLE SECURITY DEFINER
+    BEGIN ATOMIC
+        SELECT o.org_id, o.status, u.user_id, u.display_name, u.role, u.status, u.password_hash
+        FROM orgs o JOIN users u ON u.org_id = o.org_id AND u.email = wanted_email
+        WHERE o.slug = wanted_slug;
+    END;
+
+CREATE FUNCTION auth_api_key(wanted_prefix text)
+    RETURNS TABLE (
+        org_id uuid, org_status text, key_id uuid, name text, role text, secret_digest bytea,
+        previous_digest bytea, previous_expires_at timestamptz, expires_at timestamptz,
+        revoked_at timestamptz, as_of timestamptz
+    )
+    LANGUAGE sql STABLE SECURITY DEFINER
+    BEGIN ATOMIC
+        SELECT k.org_id, o.status, k.key_id, k.name, k.role, k.secret_digest, k.previous_digest,
+               k.previous_expires_at, k.expires_at, k.revoked_at, clock_timestamp()
+        FROM api_keys k JOIN orgs o ON o.org_id = k.org_id
+        WHERE k.prefix = wanted_prefix;
+    END;
+
+CREATE FUNCTION auth_session(wanted_org uuid, wanted_user uuid, wanted_session uuid)
+    RETURNS TABLE (
+        org_status text, display_name text, role text, user_status text, session_live boolean
+    )
+    LANGUAGE sql STABLE SECURITY DEFINER
+    BEGIN ATOMIC
+        SELECT o.status, u.display_name, u.role, u.status,
+               s.revoked_at IS NULL AND s.expires_at > clock_timestamp()
+        FROM sessions s
+        JOIN users u ON u.org_id = s.org_id AND u.user_id = s.user_id
+        JOIN orgs o ON o.org_id = s.org_id
+        WHERE s.org_id = wanted_org AND s.session_id = wanted_session AND s.user_id = wanted_user;
+    END;
+
+CREATE FUNCTION auth_refresh_token(wanted_token uuid) RETURNS uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    BEGIN ATOMIC
+        SELECT t.org_id FROM refresh_tokens t WHERE t.token_id = wanted_token;
+    END;
+
+REVOKE EXECUTE ON FUNCTION auth_org(text), auth_login(text, text), auth_api_key(text),
+    auth_session(uuid, uuid, uuid), auth_refresh_token(uuid) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION auth_org(text), auth_login(text, text), auth_api_key(text),
+    auth_session(uuid, uuid, uuid), auth_refresh_token(uuid) TO trunkline_app, trunkline_worker;
+
+-- A new owner must be allowed to create in the schema, for as long as it takes to become one.
+GRANT CREATE ON SCHEMA public TO trunkline_definer;
+ALTER FUNCTION auth_org(text) OWNER TO trunkline_definer;
+ALTER FUNCTION auth_login(text, text) OWNER TO trunkline_definer;
+ALTER FUNCTION auth_api_key(text) OWNER TO trunkline_definer;
+ALTER FUNCTION auth_session(uuid, uuid, uuid) OWNER TO trunkline_definer;
+ALTER FUNCTION auth_refresh_token(uuid) OWNER TO trunkline_definer;
+REVOKE CREATE ON SCHEMA public FROM trunkline_definer;
+
+-- The month's partition of a table partitioned by time: made when missing, with the parent's
+-- policies, taking over what the default partition caught. True when it was made.
+CREATE FUNCTION ensure_month_partition(parent regclass, month date) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public
+    AS $$
+DECLARE
+    first_day date := date_trunc('month', month)::date;
+    next_first_day date := (date_trunc('month', month) + interval '1 month')::date;
+    parent_name name := (SELECT c.relname FROM pg_class c WHERE c.oid = parent);
+    child text := parent_name || to_char(first_day, '"_y"YYYY"m"MM');
+    fallback regclass;
+    part_column name;
+    part_type oid;
+    lower_bound text;
+    upper_bound text;
+    parent_policy record;
+BEGIN
+    SELECT a.attname, a.atttypid, nullif(p.partdefid, 0)::regclass
+    INTO part_column, part_type, fallback
+    FROM pg_partitioned_table p
+    JOIN pg_class c ON c.oid = p.partrelid AND c.relrowsecurity
+    JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'public'
+    JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
+    WHERE p.partrelid = parent AND p.partstrat = 'r' AND p.partnatts = 1
+      AND a.atttypid IN ('timestamptz'::regtype, 'date'::regtype);
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% is not a tenant table partitioned by time', parent;
+    END IF;
+    IF to_regclass(format('public.%I', child)) IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    -- Months are months of UTC, whatever the session's time zone is.
+    lower_bound := CASE WHEN part_type = 'date'::regtype THEN first_day::text
+                        ELSE first_day::text || ' 00:00:00+00' END;
+    upper_bound := CASE WHEN part_type = 'date'::regtype THEN next_first_day::text
+                        ELSE next_first_day::text || ' 00:00:00+00' END;
+    EXECUTE format('CREATE TABLE public.%I (LIKE %s INCLUDING ALL)', child, parent);
+    IF fallback IS NOT NULL THEN
+        -- FORCE binds the owner as well, and the rows to move are every organisation's.
+        EXECUTE format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY', fallback);
+        EXECUTE format(
+            'WITH moved AS (DELETE FROM %s WHERE %I >= %L AND %I < %L RETURNING *)'
+            ' INSERT INTO public.%I SELECT moved.* FROM moved',
+            fallback, part_column, lower_bound, part_column, upper_bound, child
+        );
+        EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', fallback);
+    END IF;
+    EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', child);
+    EXECUTE format('ALTER TABLE public.%I FORCE ROW LEVEL SECURITY', child);
+    FOR parent_policy IN
+        SELECT p.policyname, p.cmd, p.roles, p.qual, p.with_check FROM pg_policies p
+        WHERE p.schemaname = 'public' AND p.tablename = parent_name
+    LOOP
+        EXECUTE format(
+            'CREATE POLICY %I ON public.%I FOR %s TO %s',
+            parent_policy.policyname, child, parent_policy.cmd,
+            (SELECT string_agg(CASE r WHEN 'public' THEN 'public' ELSE quote_ident(r) END, ', ')
+             FROM unnest(parent_policy.roles) r)
+        ) || coalesce(format(' USING (%s)', parent_policy.qual), '')
+          || coalesce(format(' WITH CHECK (%s)', parent_policy.with_check), '');
+    END LOOP;
+    EXECUTE format(
+        'ALTER TABLE %s ATTACH PARTITION public.%I FOR VALUES FROM (%L) TO (%L)',
+        parent, child, lower_bound, upper_bound
+    );
+    RETURN true;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION ensure_month_partition(regclass, date) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ensure_month_partition(regclass, date) TO trunkline_worker;
