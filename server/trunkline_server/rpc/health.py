@@ -119,7 +119,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped p
         self._watches_end = True
         self._tell()
 
-    async def Check(  # noqa: N802: the protocol's name
+    async def Check(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> health_pb2.HealthCheckResponse:
         status = self._status(request.service)
@@ -127,7 +127,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped p
             await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")
         return health_pb2.HealthCheckResponse(status=status)
 
-    async def Watch(  # noqa: N802: the protocol's name
+    async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> None:
         if self._watches >= WATCHES_MAX:
