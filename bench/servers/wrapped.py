@@ -1,0 +1,1 @@
+"""The bench's method behind the product's own wrapper."""

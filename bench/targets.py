@@ -1,0 +1,45 @@
+"""What the open-loop driver can call: each an async context manager that gives `call(number)`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+
+CALL_TIMEOUT_S = 30.0
+
+
+@asynccontextmanager
+async def unary(given: Mapping[str, Any]) -> AsyncIterator[Callable[[int], Awaitable[str]]]:
+    """One call over and over: `address`, `path`, `request` (hex), `metadata`, `channels`.
+
+    The outcome is `ok` or the name of the status.
+    """
+    request = bytes.fromhex(given["request"])
+    metadata = tuple(given.get("metadata", {}).items())
+    timeout_s = given.get("timeout_s", CALL_TIMEOUT_S)
+    # A channel shares its connection with every other to the same address unless told otherwise.
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    channels = [
+        grpc.aio.insecure_channel(given["address"], options=options)
+        for _ in range(given.get("channels", 1))
+    ]
+    methods: list[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = [
+        channel.unary_unary(given["path"]) for channel in channels
+    ]
+    for channel in channels:
+        await channel.channel_ready()
+
+    async def call(number: int) -> str:
+        try:
+            await methods[number % len(methods)](request, metadata=metadata, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+        return "ok"
+
+    yield call
+    for channel in channels:
+        await channel.close()
