@@ -176,6 +176,7 @@ class Supervisor:
 
     def _child_environment(self, index: int, ready: int, parent: int) -> dict[str, str]:
         environment = {
+            "GRPC_VERBOSITY": "NONE",  # the core's own lines are not JSON and name peers
             **self._environment,
             ENV_INDEX: str(index),
             ENV_READY_FD: str(ready),
