@@ -29,8 +29,9 @@ CREATE TABLE member_change_seqs (
     seq bigint NOT NULL
 );
 
+-- No foreign key to orgs: it would be checked for each of a million imported rows.
 CREATE TABLE members (
-    org_id uuid NOT NULL REFERENCES orgs (org_id),
+    org_id uuid NOT NULL,
     member_id uuid NOT NULL,
     member_number text NOT NULL CHECK (length(member_number) BETWEEN 1 AND 64),
     given_name text NOT NULL DEFAULT '',
