@@ -91,8 +91,8 @@ def _read_h2load(text: str, call: Call) -> Outcome:
     # h2load reads no trailers: a refused call has status 200 too, but carries no reply.
     if int(replied[1]) < calls * (call.reply_bytes + _PREFIX_BYTES):
         raise LoadFailed(f"{call.path}: some calls were refused ({replied[1]} bytes for {calls})")
-    scale = {"us": 1e-6, "ms": 1e-3, "s": 1.0}[finished[2]]
-    return Outcome(calls, float(finished[1]) * scale)
+    units = {"us": 1e6, "ms": 1e3, "s": 1.0}[finished[2]]
+    return Outcome(calls, float(finished[1]) / units)
 
 
 def _grpc_clients(address: str, call: Call, calls: int, concurrency: int) -> Outcome:
