@@ -40,7 +40,9 @@ CREATE TABLE orgs (
     slug text NOT NULL CHECK (slug ~ '^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$'),
     display_name text NOT NULL CHECK (length(display_name) BETWEEN 1 AND 200),
     status text NOT NULL DEFAULT 'ACTIVE' CHECK (status IN ('ACTIVE', 'SUSPENDED')),
+    time_zone text NOT NULL DEFAULT 'UTC' CHECK (length(time_zone) BETWEEN 1 AND 64),
     quotas jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(quotas) = 'object'),
+    quota_ceilings jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(quota_ceilings) = 'object'),
     member_rules jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(member_rules) = 'object'),
     retention jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(retention) = 'object'),
     content_rules jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(content_rules) = 'object'),
@@ -57,9 +59,10 @@ CREATE TABLE users (
     email text NOT NULL CHECK (length(email) BETWEEN 3 AND 254),
     display_name text NOT NULL CHECK (length(display_name) BETWEEN 1 AND 200),
     role text NOT NULL CHECK (role IN ('AGENT', 'TRAINER', 'REGISTRAR', 'ADMIN', 'SYSTEM')),
-    status text NOT NULL DEFAULT 'ACTIVE' CHECK (status IN ('ACTIVE', 'DISABLED')),
+    status text NOT NULL DEFAULT 'ACTIVE' CHECK (status IN ('ACTIVE', 'SUSPENDED')),
     password_hash text NOT NULL,
     version bigint NOT NULL DEFAULT 1,
+    last_login_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (org_id, user_id),
@@ -69,23 +72,30 @@ CREATE TABLE users (
 CREATE TABLE api_keys (
     org_id uuid NOT NULL REFERENCES orgs (org_id),
     key_id uuid NOT NULL,
-    prefix text NOT NULL,
-    name text NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
+    display_name text NOT NULL CHECK (length(display_name) BETWEEN 1 AND 200),
     role text NOT NULL CHECK (role IN ('AGENT', 'TRAINER', 'REGISTRAR', 'ADMIN', 'SYSTEM')),
-    secret_digest bytea NOT NULL CHECK (length(secret_digest) = 32),
-    previous_digest bytea CHECK (length(previous_digest) = 32),
-    previous_expires_at timestamptz,
     expires_at timestamptz,
     revoked_at timestamptz,
-    rotated_at timestamptz,
+    last_used_at timestamptz,
     created_by uuid,
     created_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (org_id, key_id),
-    UNIQUE (org_id, prefix),
-    CHECK ((previous_digest IS NULL) = (previous_expires_at IS NULL))
+    PRIMARY KEY (org_id, key_id)
 );
+
+-- One live secret of a key, two while it is being rotated.
+CREATE TABLE api_key_secrets (
+    org_id uuid NOT NULL,
+    prefix text NOT NULL,
+    key_id uuid NOT NULL,
+    digest bytea NOT NULL CHECK (length(digest) = 32),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz,
+    PRIMARY KEY (org_id, prefix),
+    FOREIGN KEY (org_id, key_id) REFERENCES api_keys (org_id, key_id)
+);
+CREATE INDEX api_key_secrets_key ON api_key_secrets (org_id, key_id);
 -- Asked before the tenant is known. Not unique: uniqueness across tenants would not shard.
-CREATE INDEX api_keys_prefix ON api_keys (prefix);
+CREATE INDEX api_key_secrets_prefix ON api_key_secrets (prefix);
 
 -- A session is a family of refresh tokens, each of which is used once.
 CREATE TABLE sessions (
@@ -112,7 +122,6 @@ CREATE TABLE refresh_tokens (
     created_at timestamptz NOT NULL DEFAULT now(),
     used_at timestamptz,
     successor_id uuid,
-    request_digest bytea,
     PRIMARY KEY (org_id, token_id),
     FOREIGN KEY (org_id, session_id) REFERENCES sessions (org_id, session_id) ON DELETE CASCADE
 );
@@ -125,12 +134,16 @@ CREATE TABLE audit_log (
     org_id uuid NOT NULL,
     audit_id uuid NOT NULL,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    actor_kind text NOT NULL CHECK (actor_kind IN ('USER', 'KEY', 'OPERATOR', 'WORKER', 'ANONYMOUS')),
+    actor_kind text NOT NULL CHECK (actor_kind IN ('USER', 'KEY', 'SERVICE')),
     actor_id uuid,
+    role text CHECK (role IN ('AGENT', 'TRAINER', 'REGISTRAR', 'ADMIN', 'SYSTEM')),
     action text NOT NULL CHECK (length(action) BETWEEN 1 AND 100),
-    subject_kind text NOT NULL CHECK (length(subject_kind) <= 40),
-    subject_id text NOT NULL CHECK (length(subject_id) <= 200),
+    resource_type text NOT NULL DEFAULT '' CHECK (length(resource_type) <= 40),
+    resource_id text NOT NULL DEFAULT '' CHECK (length(resource_id) <= 200),
+    outcome text NOT NULL DEFAULT 'OK' CHECK (outcome IN ('OK', 'REFUSED', 'FAILED')),
+    reason text NOT NULL DEFAULT '' CHECK (length(reason) <= 100),
     request_id text NOT NULL DEFAULT '' CHECK (length(request_id) <= 200),
+    peer text NOT NULL DEFAULT '' CHECK (length(peer) <= 64),
     details jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(details) = 'object'),
     PRIMARY KEY (org_id, audit_id, at)
 ) PARTITION BY RANGE (at);
@@ -145,17 +158,16 @@ CREATE TABLE audit_unsealed (
     PRIMARY KEY (org_id, audit_id)
 );
 
--- One link of an organisation's chain: the events in their order, and the hash over them.
+-- An organisation's chain: each sealed event's place in it, and the hash over it and all before.
 CREATE TABLE audit_seals (
     org_id uuid NOT NULL,
-    batch_no bigint NOT NULL CHECK (batch_no > 0),
-    audit_ids uuid[] NOT NULL CHECK (cardinality(audit_ids) BETWEEN 1 AND 1000),
-    first_at timestamptz NOT NULL,
-    last_at timestamptz NOT NULL,
-    prev_hash bytea NOT NULL CHECK (length(prev_hash) = 32),
+    sequence bigint NOT NULL CHECK (sequence > 0),
+    audit_id uuid NOT NULL,
+    at timestamptz NOT NULL,
     hash bytea NOT NULL CHECK (length(hash) = 32),
     sealed_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (org_id, batch_no)
+    PRIMARY KEY (org_id, sequence),
+    UNIQUE (org_id, audit_id)
 );
 
 -- The first answer to a request id, so that a repeat gets it again.
@@ -177,8 +189,8 @@ DECLARE
     tenant_table text;
 BEGIN
     FOREACH tenant_table IN ARRAY ARRAY[
-        'orgs', 'users', 'api_keys', 'sessions', 'refresh_tokens', 'audit_log',
-        'audit_log_default', 'audit_unsealed', 'audit_seals', 'requests'
+        'orgs', 'users', 'api_keys', 'api_key_secrets', 'sessions', 'refresh_tokens',
+        'audit_log', 'audit_log_default', 'audit_unsealed', 'audit_seals', 'requests'
     ]
     LOOP
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', tenant_table);
@@ -199,21 +211,24 @@ CREATE POLICY expired_sweep ON requests FOR DELETE TO trunkline_worker USING (ex
 CREATE POLICY expired_read ON sessions FOR SELECT TO trunkline_worker USING (expires_at <= now());
 CREATE POLICY expired_sweep ON sessions FOR DELETE TO trunkline_worker USING (expires_at <= now());
 
-GRANT SELECT, INSERT, UPDATE ON orgs, users, api_keys, sessions, refresh_tokens, requests
-    TO trunkline_app, trunkline_worker;
+GRANT SELECT, INSERT, UPDATE ON orgs, users, api_keys, api_key_secrets, sessions, refresh_tokens,
+    requests TO trunkline_app, trunkline_worker;
 GRANT SELECT, INSERT ON audit_log TO trunkline_app, trunkline_worker;
-GRANT INSERT ON audit_unsealed TO trunkline_app;
+GRANT SELECT, INSERT ON audit_unsealed TO trunkline_app;
 GRANT SELECT, INSERT, DELETE ON audit_unsealed TO trunkline_worker;
 GRANT SELECT ON audit_seals TO trunkline_app;
 GRANT SELECT, INSERT ON audit_seals TO trunkline_worker;
 GRANT DELETE ON requests, sessions TO trunkline_worker;
+GRANT DELETE ON api_key_secrets TO trunkline_app, trunkline_worker;
 
 -- Look-ups that come before the tenant is known. The bodies are bound when they are created, so
 -- no search_path of the caller reaches them.
-GRANT SELECT ON orgs, users, api_keys, sessions, refresh_tokens TO trunkline_definer;
+GRANT SELECT ON orgs, users, api_keys, api_key_secrets, sessions, refresh_tokens
+    TO trunkline_definer;
 CREATE POLICY lookup ON orgs FOR SELECT TO trunkline_definer USING (true);
 CREATE POLICY lookup ON users FOR SELECT TO trunkline_definer USING (true);
 CREATE POLICY lookup ON api_keys FOR SELECT TO trunkline_definer USING (true);
+CREATE POLICY lookup ON api_key_secrets FOR SELECT TO trunkline_definer USING (true);
 CREATE POLICY lookup ON sessions FOR SELECT TO trunkline_definer USING (true);
 CREATE POLICY lookup ON refresh_tokens FOR SELECT TO trunkline_definer USING (true);
 
@@ -237,16 +252,21 @@ CREATE FUNCTION auth_login(wanted_slug text, wanted_email text)
 
 CREATE FUNCTION auth_api_key(wanted_prefix text)
     RETURNS TABLE (
-        org_id uuid, org_status text, key_id uuid, name text, role text, secret_digest bytea,
-        previous_digest bytea, previous_expires_at timestamptz, expires_at timestamptz,
-        revoked_at timestamptz, as_of timestamptz
+        org_id uuid, org_status text, key_id uuid, display_name text, role text, digest bytea,
+        live boolean, live_for_s double precision, use_is_stale boolean
     )
     LANGUAGE sql STABLE SECURITY DEFINER
     BEGIN ATOMIC
-        SELECT k.org_id, o.status, k.key_id, k.name, k.role, k.secret_digest, k.previous_digest,
-               k.previous_expires_at, k.expires_at, k.revoked_at, clock_timestamp()
-        FROM api_keys k JOIN orgs o ON o.org_id = k.org_id
-        WHERE k.prefix = wanted_prefix;
+        SELECT k.org_id, o.status, k.key_id, k.display_name, k.role, s.digest,
+               k.revoked_at IS NULL
+                   AND coalesce(least(s.expires_at, k.expires_at) > clock_timestamp(), true),
+               extract(epoch FROM least(s.expires_at, k.expires_at) - clock_timestamp())
+                   ::double precision,
+               coalesce(k.last_used_at < clock_timestamp() - interval '5 minutes', true)
+        FROM api_key_secrets s
+        JOIN api_keys k ON k.org_id = s.org_id AND k.key_id = s.key_id
+        JOIN orgs o ON o.org_id = k.org_id
+        WHERE s.prefix = wanted_prefix;
     END;
 
 CREATE FUNCTION auth_session(wanted_org uuid, wanted_user uuid, wanted_session uuid)
