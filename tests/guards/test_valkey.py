@@ -33,6 +33,7 @@ async def test_scripts_come_back_after_a_restart(valkey: Valkey, server: Server)
     assert await valkey.run(ECHO, ["a"], ["b"]) == [b"a", b"b"]
     server.kill()
     server.start()
+    await asyncio.sleep(0.05)  # the loop reads that the old connections were closed
     assert await valkey.run(ECHO, ["a"], ["b"]) == [b"a", b"b"]
 
 
