@@ -1702,17 +1702,23 @@ class VerifyAuditRequest(google.protobuf.message.Message):
 
     FROM_SEQUENCE_FIELD_NUMBER: builtins.int
     TO_SEQUENCE_FIELD_NUMBER: builtins.int
+    EXPECTED_HASH_FIELD_NUMBER: builtins.int
     from_sequence: builtins.int
     """The first entry to check. 0: the first that is kept."""
     to_sequence: builtins.int
     """The last entry to check. 0: the newest that is sealed."""
+    expected_hash: builtins.bytes
+    """A head_hash that was kept elsewhere, of the entry to_sequence. The log is not intact if that
+    entry now has another hash, or is gone.
+    """
     def __init__(
         self,
         *,
         from_sequence: builtins.int = ...,
         to_sequence: builtins.int = ...,
+        expected_hash: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["from_sequence", b"from_sequence", "to_sequence", b"to_sequence"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["expected_hash", b"expected_hash", "from_sequence", b"from_sequence", "to_sequence", b"to_sequence"]) -> None: ...
 
 Global___VerifyAuditRequest: typing_extensions.TypeAlias = VerifyAuditRequest
 

@@ -1138,7 +1138,9 @@ class UploadAck(google.protobuf.message.Message):
     persisted_bytes: builtins.int
     """Bytes that are stored."""
     send_limit: builtins.int
-    """How far the caller may send: an absolute offset that never shrinks. No growth means wait."""
+    """How far the caller may send: an absolute offset that never shrinks within a stream. No
+    growth means wait.
+    """
     rows_seen: builtins.int
     """Rows a worker has read so far."""
     rows_rejected: builtins.int
