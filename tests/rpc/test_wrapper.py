@@ -29,7 +29,7 @@ from trunkline_server.errors import (
     Unavailable,
 )
 from trunkline_server.rpc.caller import Caller, Role, address_of, caller, current_request
-from trunkline_server.rpc.options import server_options
+from trunkline_server.rpc.options import SERVER_OPTIONS
 from trunkline_server.rpc.policy import PolicyMissing, policy_of
 from trunkline_server.rpc.wrapper import Wrapper
 
@@ -183,7 +183,7 @@ class House:
             journal=self.steps,
         )
         self.wrapper.bind(TALK, self.talk)
-        self.server = grpc.aio.server(options=server_options())
+        self.server = grpc.aio.server(options=SERVER_OPTIONS)
         self.server.add_generic_rpc_handlers((self.wrapper,))
         self.port = self.server.add_insecure_port("127.0.0.1:0")
 
