@@ -2,8 +2,8 @@
 
 Every pytest-xdist worker has its own pair of servers, started by the first test that asks: no
 test waits for another worker's, and none can disturb it. DATABASE_URL and REDIS_URL override
-them: then databases are created beside the named one, and each
-worker flushes the database of its own number on the named Valkey.
+them: then databases are created beside the named one, and each worker flushes the database of
+its own number on the named Valkey.
 """
 
 from __future__ import annotations
