@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trunkline_server.valkey import FAILURES, PREFIX, connect
+from trunkline_server.valkey import FAILURES, PREFIX, Wire
 
 CHANNEL = PREFIX + "link"
 BEAT_S = 0.2
@@ -84,7 +84,7 @@ class Link:
         self._owed_s = owed_s
         self._mute_s = mute_s
         self._clock = clock
-        self._redis: Any = connect(url, timeout_s=publish_timeout_s, connections_max=1)
+        self._wire = Wire(url, timeout_s=publish_timeout_s, connections_max=1)
         self._callbacks: dict[str, list[Callback]] = {}
         self._on_loss: list[Notice] = []
         self._on_recovery: list[Notice] = []
@@ -171,9 +171,11 @@ class Link:
 
     async def close(self) -> None:
         """Says goodbye, so that the others do not take the silence for a failure."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        pending = set(self._tasks)
+        while pending:  # a cancellation may be lost inside a library
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=self._loss_s)
         if self._tasks:
             await self._send_owed_once()
         if self._tasks and not self._owed:
@@ -181,7 +183,7 @@ class Link:
             await self._send_owed_once()
         self._tasks = []
         await self._drop_subscriber(nowait=False)
-        await self._redis.aclose()
+        await self._wire.close()
 
     # -- speaking
 
@@ -251,14 +253,9 @@ class Link:
                 owed.sent.set_result(None)
 
     async def _send(self, texts: list[str]) -> None:
-        async with asyncio.timeout(self._publish_timeout_s):
-            if len(texts) == 1:
-                await self._redis.execute_command("PUBLISH", CHANNEL, texts[0])
-                return
-            pipe = self._redis.pipeline(transaction=False)
-            for text in texts:
-                pipe.execute_command("PUBLISH", CHANNEL, text)
-            await pipe.execute()
+        for answer in await self._wire.call(*(("PUBLISH", CHANNEL, text) for text in texts)):
+            if isinstance(answer, Exception):
+                raise answer
 
     # -- listening
 
@@ -280,7 +277,7 @@ class Link:
 
     async def _subscribed(self) -> Any:
         """A connection of its own, not redis-py's PubSub: that reconnects without telling."""
-        connection = self._redis.connection_pool.make_connection()
+        connection = self._wire.connection()
         self._subscriber = connection
         async with asyncio.timeout(self._publish_timeout_s * 2):
             await connection.connect()
