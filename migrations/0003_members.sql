@@ -93,14 +93,6 @@ CREATE INDEX member_history_superseded ON member_history (org_id, superseded_by)
 CREATE INDEX member_history_number ON member_history (org_id, member_number);
 CREATE TABLE member_history_default PARTITION OF member_history DEFAULT;
 
--- Which articles help with which reason of a refusal.
-CREATE TABLE reason_articles (
-    org_id uuid NOT NULL REFERENCES orgs (org_id),
-    reason text NOT NULL CHECK (length(reason) BETWEEN 1 AND 60),
-    article_ids uuid[] NOT NULL CHECK (cardinality(article_ids) BETWEEN 1 AND 20),
-    PRIMARY KEY (org_id, reason)
-);
-
 -- What the batches of validations were counted and audited as; see docs/adr/0008.
 CREATE TABLE validation_log (
     org_id uuid NOT NULL,
@@ -138,8 +130,7 @@ DECLARE
 BEGIN
     FOREACH tenant_table IN ARRAY ARRAY[
         'member_changes', 'member_change_seqs', 'members', 'member_history',
-        'member_history_default', 'reason_articles', 'validation_log', 'validation_log_default',
-        'validation_guards'
+        'member_history_default', 'validation_log', 'validation_log_default', 'validation_guards'
     ]
     LOOP
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', tenant_table);
@@ -157,7 +148,7 @@ GRANT SELECT, INSERT ON member_changes, member_history, validation_log
     TO trunkline_app, trunkline_worker;
 GRANT SELECT, INSERT, UPDATE ON member_change_seqs, members TO trunkline_app, trunkline_worker;
 GRANT DELETE ON members TO trunkline_worker;
-GRANT SELECT, INSERT, UPDATE, DELETE ON reason_articles, validation_guards
+GRANT SELECT, INSERT, UPDATE, DELETE ON validation_guards
     TO trunkline_app, trunkline_worker;
 
 -- Writes the change down and gives it the organisation's next seq. Call it last: the row of the
