@@ -350,9 +350,10 @@ Image = TypeVar("Image")
 
 @dataclass(frozen=True, slots=True)
 class BeforeImage(Generic[Image]):
-    """What a member was until a change. None: it did not exist (before an undelete after purge)."""
+    """What a member was until a change, and the version that it was. None: it did not exist."""
 
     changed_at: datetime
+    version: int
     before: Image | None
 
 
@@ -378,4 +379,4 @@ def as_of(
     replaced_later = [image for image in history if image.changed_at > moment]
     if not replaced_later:
         return current
-    return min(replaced_later, key=lambda image: image.changed_at).before
+    return min(replaced_later, key=lambda image: (image.changed_at, image.version)).before

@@ -45,45 +45,43 @@ NUMBER_INPUT_CHARS_MAX = 4 * NUMBER_CHARS_MAX
 class Code(enum.StrEnum):
     """Why a value was refused. Stable: clients and stored rejects carry these."""
 
-    REQUIRED = "REQUIRED"
-    TOO_LONG = "TOO_LONG"
-    CHARACTER = "CHARACTER"
+    NUMBER_MISSING = "NUMBER_MISSING"
     NUMBER_CHARACTERS = "NUMBER_CHARACTERS"
+    NUMBER_TOO_LONG = "NUMBER_TOO_LONG"
     NUMBER_FORMAT = "NUMBER_FORMAT"
     CHECK_DIGIT = "CHECK_DIGIT"
-    EMAIL_FORMAT = "EMAIL_FORMAT"
-    PHONE_FORMAT = "PHONE_FORMAT"
-    PHONE_REGION = "PHONE_REGION"
-    DATE_FORMAT = "DATE_FORMAT"
-    DATE_UNREAL = "DATE_UNREAL"
-    DATE_RANGE = "DATE_RANGE"
+    VALUE_MISSING = "VALUE_MISSING"
+    VALUE_TOO_LONG = "VALUE_TOO_LONG"
+    VALUE_CHARACTERS = "VALUE_CHARACTERS"
+    DATE_INVALID = "DATE_INVALID"
     DATES_INVERTED = "DATES_INVERTED"
-    PLAN_UNKNOWN = "PLAN_UNKNOWN"
+    BIRTH_DATE_IMPLAUSIBLE = "BIRTH_DATE_IMPLAUSIBLE"
+    EMAIL_INVALID = "EMAIL_INVALID"
+    PHONE_INVALID = "PHONE_INVALID"
     STATUS_UNKNOWN = "STATUS_UNKNOWN"
-    ATTRIBUTE_KEY = "ATTRIBUTE_KEY"
-    ATTRIBUTES_TOO_MANY = "ATTRIBUTES_TOO_MANY"
+    PLAN_UNKNOWN = "PLAN_UNKNOWN"
+    ATTRIBUTES_INVALID = "ATTRIBUTES_INVALID"
 
 
 MESSAGES: Mapping[Code, str] = {
-    Code.REQUIRED: "A value is required.",
-    Code.TOO_LONG: "The value is too long.",
-    Code.CHARACTER: "The value holds a control, invisible or unassigned character.",
-    Code.NUMBER_CHARACTERS: "The number holds characters that are invisible, only look right, "
-    "or cannot occur in a number. Type it by hand.",
-    Code.NUMBER_FORMAT: "The number does not have the form of the organisation's numbers.",
-    Code.CHECK_DIGIT: "The number's check digit is wrong: a digit was misread or exchanged.",
-    Code.EMAIL_FORMAT: "The e-mail address is not of the form name@domain.example.",
-    Code.PHONE_FORMAT: "The telephone number is not one that can be dialled.",
-    Code.PHONE_REGION: "The telephone number has no country code. Write it as +, country, number.",
-    Code.DATE_FORMAT: "The date is not written as YYYY-MM-DD.",
-    Code.DATE_UNREAL: "There is no such day in the calendar.",
-    Code.DATE_RANGE: "The date is outside the years that are accepted.",
+    Code.NUMBER_MISSING: "The member number is empty.",
+    Code.NUMBER_CHARACTERS: "The member number holds characters that are invisible, only look "
+    "right, or cannot occur in a number. Type it again by hand.",
+    Code.NUMBER_TOO_LONG: f"The member number is longer than {NUMBER_CHARS_MAX} characters.",
+    Code.NUMBER_FORMAT: "The member number does not have the form of the organisation's numbers.",
+    Code.CHECK_DIGIT: "The member number's check digit is wrong: a digit was misread or exchanged.",
+    Code.VALUE_MISSING: "A value is required.",
+    Code.VALUE_TOO_LONG: "The value is too long.",
+    Code.VALUE_CHARACTERS: "The value holds a control, invisible or unassigned character.",
+    Code.DATE_INVALID: "The date is not written as YYYY-MM-DD, or there is no such day.",
     Code.DATES_INVERTED: "The end lies before the beginning.",
-    Code.PLAN_UNKNOWN: "The organisation has no such plan.",
+    Code.BIRTH_DATE_IMPLAUSIBLE: "The date of birth is not between 1900 and 2099.",
+    Code.EMAIL_INVALID: "The e-mail address is not of the form name@domain.example.",
+    Code.PHONE_INVALID: "The telephone number cannot be dialled. Write it as +, country, number.",
     Code.STATUS_UNKNOWN: "The status is not PENDING, ACTIVE, SUSPENDED or TERMINATED.",
-    Code.ATTRIBUTE_KEY: "The attribute's name is not a small letter followed by small letters, "
-    "digits or underscores.",
-    Code.ATTRIBUTES_TOO_MANY: "There are too many attributes.",
+    Code.PLAN_UNKNOWN: "The organisation has no such plan.",
+    Code.ATTRIBUTES_INVALID: f"There are more than {ATTRIBUTES_MAX} attributes, or one's name is "
+    "not a small letter followed by small letters, digits or underscores.",
 }
 
 
@@ -179,7 +177,7 @@ _SPACES = " \u00a0\u3000"
 def member_number(raw: str, rules: NumberRules) -> str:
     """Return the one spelling under which the number is stored and found."""
     if len(raw) > NUMBER_INPUT_CHARS_MAX:
-        raise FieldRefused(Code.TOO_LONG)
+        raise FieldRefused(Code.NUMBER_TOO_LONG)
     text = raw.strip(_SPACES)
     if not text.isascii():
         text = _plain_latin(text)
@@ -192,9 +190,9 @@ def member_number(raw: str, rules: NumberRules) -> str:
 
 def _check_number(text: str, rules: NumberRules) -> None:
     if not text:
-        raise FieldRefused(Code.REQUIRED)
+        raise FieldRefused(Code.NUMBER_MISSING)
     if len(text) > NUMBER_CHARS_MAX:
-        raise FieldRefused(Code.TOO_LONG)
+        raise FieldRefused(Code.NUMBER_TOO_LONG)
     if not all(char in rules.alphabet or not char.isascii() for char in text):
         raise FieldRefused(Code.NUMBER_CHARACTERS)
     if rules.regex.fullmatch(text if text.isascii() or rules.pattern else _bases(text)) is None:
@@ -294,11 +292,11 @@ def text(raw: str, chars_max: int) -> str:
     """Return free text in NFC without outer spaces. A leading = + - @ is kept as it came."""
     if _PLAIN.fullmatch(raw) is None:
         if not all(map(_is_text, raw)):
-            raise FieldRefused(Code.CHARACTER)
+            raise FieldRefused(Code.VALUE_CHARACTERS)
         raw = unicodedata.normalize("NFC", raw)
     stored = raw.strip(" ")
     if len(stored) > chars_max:
-        raise FieldRefused(Code.TOO_LONG)
+        raise FieldRefused(Code.VALUE_TOO_LONG)
     return stored
 
 
@@ -345,7 +343,7 @@ _ATTRIBUTE_KEY = re.compile(rf"[a-z][a-z0-9_]{{0,{ATTRIBUTE_KEY_CHARS_MAX - 1}}}
 
 def attribute_key(raw: str) -> str:
     if _ATTRIBUTE_KEY.fullmatch(raw) is None:
-        raise FieldRefused(Code.ATTRIBUTE_KEY)
+        raise FieldRefused(Code.ATTRIBUTES_INVALID)
     return raw
 
 
@@ -355,7 +353,7 @@ def attribute_value(raw: str) -> str:
 
 def attributes(raw: Mapping[str, str]) -> dict[str, str]:
     if len(raw) > ATTRIBUTES_MAX:
-        raise FieldRefused(Code.ATTRIBUTES_TOO_MANY)
+        raise FieldRefused(Code.ATTRIBUTES_INVALID)
     return {attribute_key(key): attribute_value(value) for key, value in raw.items()}
 
 
@@ -374,11 +372,11 @@ def email(raw: str) -> str:
     if not address:
         return ""
     if len(address) > EMAIL_CHARS_MAX:
-        raise FieldRefused(Code.TOO_LONG)
+        raise FieldRefused(Code.VALUE_TOO_LONG)
     local, _, domain = address.rpartition("@")
     stored = f"{local}@{domain.lower()}"
     if len(local) > EMAIL_LOCAL_CHARS_MAX or _EMAIL.fullmatch(stored) is None:
-        raise FieldRefused(Code.EMAIL_FORMAT)
+        raise FieldRefused(Code.EMAIL_INVALID)
     return stored
 
 
@@ -394,27 +392,27 @@ def phone(raw: str, region: str) -> str:
     if not given:
         return ""
     if len(given) > PHONE_INPUT_CHARS_MAX:
-        raise FieldRefused(Code.TOO_LONG)
+        raise FieldRefused(Code.VALUE_TOO_LONG)
     # Cheap first: the library parses 60,000 numbers a second.
     if _PHONE_INPUT.fullmatch(given) is None:
-        raise FieldRefused(Code.PHONE_FORMAT)
+        raise FieldRefused(Code.PHONE_INVALID)
     if given.startswith("+"):
         stored = given.replace("(0)", "").translate(_PHONE_MARKS)
     else:
         stored = _from_national(given, region)
     if e164().fullmatch(stored) is None:
-        raise FieldRefused(Code.PHONE_FORMAT)
+        raise FieldRefused(Code.PHONE_INVALID)
     return stored
 
 
 @functools.lru_cache(maxsize=4096)
 def _from_national(given: str, region: str) -> str:
     if not region:
-        raise FieldRefused(Code.PHONE_REGION)
+        raise FieldRefused(Code.PHONE_INVALID)
     try:
         parsed = phonenumbers.parse(given, region)
     except phonenumbers.NumberParseException:
-        raise FieldRefused(Code.PHONE_FORMAT) from None
+        raise FieldRefused(Code.PHONE_INVALID) from None
     return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
 
 
@@ -474,12 +472,12 @@ EFFECTIVE_YEARS = range(1900, 10000)
 
 
 def date_of_birth(raw: str) -> date | None:
-    return _date(raw, BIRTH_YEARS)
+    return _date(raw, BIRTH_YEARS, Code.BIRTH_DATE_IMPLAUSIBLE)
 
 
 def effective_date(raw: str) -> date | None:
     """Return the day. 9999-12-31 is a usual way to write "no end", and is kept."""
-    return _date(raw, EFFECTIVE_YEARS)
+    return _date(raw, EFFECTIVE_YEARS, Code.DATE_INVALID)
 
 
 def dates_in_order(effective_from: date | None, effective_to: date | None) -> None:
@@ -487,18 +485,18 @@ def dates_in_order(effective_from: date | None, effective_to: date | None) -> No
         raise FieldRefused(Code.DATES_INVERTED)
 
 
-def _date(raw: str, years: range) -> date | None:
+def _date(raw: str, years: range, out_of_range: Code) -> date | None:
     given = raw.strip(" ")
     if not given:
         return None
     if _ISO.fullmatch(given) is None:
-        raise FieldRefused(Code.DATE_FORMAT)
+        raise FieldRefused(Code.DATE_INVALID)
     try:
         day = date.fromisoformat(given)
     except ValueError:
-        raise FieldRefused(Code.DATE_UNREAL) from None
+        raise FieldRefused(Code.DATE_INVALID) from None
     if day.year not in years:
-        raise FieldRefused(Code.DATE_RANGE)
+        raise FieldRefused(out_of_range)
     return day
 
 
@@ -520,37 +518,36 @@ def _optional(source: str) -> str:
     return f"(?:{source})?+"
 
 
-def _text_source(chars_max: int, delimiter: str) -> str:
+def _text_source(chars_max: int, excluded: str) -> str:
     # High bytes are letters of other scripts: is_plain_text judges them, once for many rows.
-    low, high = _printable_without(delimiter), r"\x80-\xff"
+    low, high = _printable_without(excluded), r"\x80-\xff"
     return f"(?! )[{low}{high}]{{0,{chars_max}}}+(?<! )"
 
 
-def _printable_without(delimiter: str) -> str:
-    return "".join(re.escape(chr(n)) for n in range(32, 127) if chr(n) not in ('"', delimiter))
+def _printable_without(excluded: str) -> str:
+    return "".join(re.escape(chr(n)) for n in range(32, 127) if chr(n) not in excluded)
 
 
-def _email_source(delimiter: str) -> str:
-    atext = "".join(char for char in _ATEXT if char != delimiter)
+def _email_source(excluded: str) -> str:
+    atext = "".join(char for char in _ATEXT if char not in excluded)
     # Shorter than the rule allows, so that no length has to be added up; longer ones are rare.
     local = f"[{atext}]{{1,20}}+(?:\\.[{atext}]{{1,20}}+){{0,2}}+"
     return f"{local}@(?:[a-z0-9][a-z0-9\\-]{{0,40}}+(?<!-)\\.){{1,3}}+[a-z]{{2,24}}+"
 
 
-def canonical_text(chars_max: int, delimiter: str) -> bytes:
-    """A pattern for free text that is stored as it stands, provided is_plain_text holds."""
-    return _text_source(chars_max, delimiter).encode("latin-1")
+def canonical(name_of_field: str, rules: OrgRules, excluded: str = ',"') -> bytes:
+    """Return the bytes pattern of a field's values that are stored as they stand.
 
-
-def canonical(name_of_field: str, rules: OrgRules, delimiter: str = ",") -> bytes:
-    """Return the bytes pattern of a field's values that are stored as they stand."""
+    Excluded are the characters that mean something to the file: its delimiter and its quote.
+    A number's check digit, and text beyond ASCII (is_plain_text), are to be judged beside it.
+    """
     match name_of_field:
         case "member_number":
             source = rules.number.source
         case "given_name" | "family_name":
-            source = _text_source(NAME_CHARS_MAX, delimiter)
+            source = _text_source(NAME_CHARS_MAX, excluded)
         case "email":
-            source = _optional(_email_source(delimiter))
+            source = _optional(_email_source(excluded))
         case "phone":
             source = _optional(e164_source())
         case "date_of_birth":
@@ -558,27 +555,28 @@ def canonical(name_of_field: str, rules: OrgRules, delimiter: str = ",") -> byte
         case "effective_from" | "effective_to":
             source = _optional(_date_source(_EFFECTIVE_CENTURY, _EFFECTIVE_LEAP))
         case "plan":
-            source = _plan_source(rules, delimiter)
+            source = _plan_source(rules, excluded)
         case "status":
             source = _optional("|".join(Status))
         case _:
-            source = _text_source(ATTRIBUTE_VALUE_CHARS_MAX, delimiter)
+            source = _text_source(ATTRIBUTE_VALUE_CHARS_MAX, excluded)
     return source.encode("latin-1")
 
 
-def _plan_source(rules: OrgRules, delimiter: str) -> str:
+def _plan_source(rules: OrgRules, excluded: str) -> str:
     if not rules.plans:
-        return _text_source(PLAN_CHARS_MAX, delimiter)
+        return _text_source(PLAN_CHARS_MAX, excluded)
     # Longest first: a possessive choice cannot go back from GOLD to GOLD-2.
-    plain = filter(_is_plain_plan, rules.plan_spellings.values())
-    known = sorted(plain, key=len, reverse=True)
-    listed = "|".join(re.escape(plan_name) for plan_name in known if delimiter not in plan_name)
+    known = sorted(filter(_is_plain_plan, rules.plan_spellings.values()), key=len, reverse=True)
+    listed = "|".join(
+        re.escape(spelling) for spelling in known if not set(excluded) & set(spelling)
+    )
     return _optional(listed) if listed else ""
 
 
 def _is_plain_plan(plan_name: str) -> bool:
     is_plain = plan_name.isascii() and plan_name.isprintable() and plan_name == plan_name.strip()
-    return is_plain and '"' not in plan_name and len(plan_name) <= PLAN_CHARS_MAX
+    return is_plain and 0 < len(plan_name) <= PLAN_CHARS_MAX
 
 
 @functools.cache
