@@ -62,7 +62,11 @@ class Messages:
 
 def _explained(violation: Violation) -> FieldViolation:
     proto = violation.proto
-    return FieldViolation(_path(proto.field), proto.message or proto.rule_id, proto.rule_id)
+    path = _path(proto.field)
+    if not (proto.rule and proto.rule.elements):
+        # A rule over several fields belongs to their message; its id begins with the field to blame.
+        path = ".".join(filter(None, (path, proto.rule_id.partition(".")[0])))
+    return FieldViolation(path, proto.message or proto.rule_id, proto.rule_id)
 
 
 def _path(field: object) -> str:
