@@ -1,0 +1,1 @@
+"""Organisations, users, credentials, the audit log."""
