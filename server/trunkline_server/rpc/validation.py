@@ -63,9 +63,10 @@ class Messages:
 def _explained(violation: Violation) -> FieldViolation:
     proto = violation.proto
     path = _path(proto.field)
-    if not (proto.rule and proto.rule.elements):
-        # A rule over several fields belongs to their message; its id begins with the field to blame.
-        path = ".".join(filter(None, (path, proto.rule_id.partition(".")[0])))
+    blamed, dot, _ = proto.rule_id.partition(".")
+    if dot and not (proto.rule and proto.rule.elements):
+        # A rule over several fields is their message's; its id begins with the field to blame.
+        path = f"{path}.{blamed}" if path else blamed
     return FieldViolation(path, proto.message or proto.rule_id, proto.rule_id)
 
 
