@@ -196,14 +196,14 @@ class Registry:
     def _read(self, instrument: _Instrument, now_ns: int) -> Metric | None:
         try:
             reading = instrument.callback()
-            pairs = [(float(reading), {})] if isinstance(reading, int | float) else list(reading)
+            pairs = [(reading, {})] if isinstance(reading, int | float) else list(reading)
         except Exception:
             # One broken gauge must not cost the others their export.
             self.callback_failures += 1
             self._complain(instrument.name, "metric callback failed", exc_info=True)
             return None
         points = [
-            NumberDataPoint(dict(labels), self._start_ns, now_ns, value)
+            NumberDataPoint(dict(labels), self._start_ns, now_ns, float(value))
             for value, labels in pairs[:SERIES_MAX]
             if self._allowed(instrument.name, labels)
         ]

@@ -80,12 +80,16 @@ class Telemetry:
         self.registry = Registry()
         self.lag = LoopLag()
         self._sampler = tracing.Sampler(settings.trace_ratio)
+        self._spans: OTLPSpanExporter | None = None
         self._provider: TracerProvider | None = None
         self._tracer: Tracer | None = None
         self._push: _Push | None = None
         self._scrape: _Scrape | None = None
         if settings.otlp_endpoint:
-            self._provider = _provider(resource, settings.otlp_endpoint)
+            self._spans = OTLPSpanExporter(
+                endpoint=settings.otlp_endpoint, timeout=EXPORT_TIMEOUT_S
+            )
+            self._provider = _provider(resource, self._spans)
             self._tracer = self._provider.get_tracer(_SCOPE, settings.version)
             self._push = _Push(self.registry, resource, settings)
         if settings.metrics_port is not None:
@@ -144,8 +148,10 @@ class Telemetry:
                 loop.call_soon_threadsafe(flushed.set)
 
         threading.Thread(target=work, name="telemetry-close", daemon=True).start()
-        with contextlib.suppress(TimeoutError):
+        try:
             await asyncio.wait_for(flushed.wait(), timeout_s)
+        except TimeoutError:
+            self._abandon()
 
     def _close(self, timeout_s: float) -> None:
         if self._push:
@@ -154,6 +160,13 @@ class Telemetry:
             self._provider.shutdown()
         if self._scrape:
             self._scrape.close()
+
+    def _abandon(self) -> None:
+        """Cut the exports off that wait for a collector which does not answer."""
+        if self._push:
+            self._push.abandon()
+        if self._spans:
+            self._spans.shutdown()
 
     def _own_instruments(self) -> None:
         self.gauge(
@@ -188,7 +201,7 @@ def set_up(settings: TelemetrySettings) -> Telemetry:
     return Telemetry(settings)
 
 
-def _provider(resource: Resource, endpoint: str) -> TracerProvider:
+def _provider(resource: Resource, exporter: OTLPSpanExporter) -> TracerProvider:
     provider = TracerProvider(
         sampler=ALWAYS_ON,  # Telemetry.start_span has decided before the SDK is asked
         resource=resource,
@@ -202,7 +215,7 @@ def _provider(resource: Resource, endpoint: str) -> TracerProvider:
     )
     provider.add_span_processor(
         BatchSpanProcessor(
-            OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_TIMEOUT_S),
+            exporter,
             max_queue_size=SPAN_QUEUE_MAX,
             max_export_batch_size=SPAN_BATCH_MAX,
             schedule_delay_millis=SPAN_DELAY_S * 1000,
@@ -238,6 +251,9 @@ class _Push(threading.Thread):
         self._closing.set()
         if self.is_alive():
             self.join(timeout_s)
+        self.abandon()
+
+    def abandon(self) -> None:
         self._exporter.shutdown(timeout_millis=0)
 
     def _export(self) -> None:
@@ -284,7 +300,7 @@ class _Scrape(threading.Thread):
         self.port = self._server.server_port
 
     def run(self) -> None:
-        self._server.serve_forever(poll_interval=0.5)
+        self._server.serve_forever(poll_interval=0.2)
 
     def close(self) -> None:
         if self.is_alive():
