@@ -1,0 +1,151 @@
+"""The product as a bench needs it: PostgreSQL and Valkey of its own, migrated, with a tenant."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import asyncpg
+from argon2 import PasswordHasher
+from argon2.low_level import Type
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from bench.process import READY, Server, running
+from trunkline_server.identity import rules
+from trunkline_server.identity.authenticator import PURPOSE_API_KEY
+from trunkline_server.identity.passwords import LANES, MEMORY_KIB, PASSES
+from trunkline_server.ids import uuid7
+from trunkline_server.local import LocalStack
+from trunkline_server.migrate import migrate_up
+from trunkline_server.rpc.caller import Role
+
+ORG = "bench"
+PASSWORD = "Nine-Lives-Of-Benches"
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Both engines and what a server process needs in its environment."""
+
+    database_url: str
+    redis_url: str
+    postgres_pid: int | None  # None where DATABASE_URL named a server that is not ours
+    valkey_pid: int | None
+    environment: Mapping[str, str]
+    pepper: bytes
+
+    @property
+    def pids(self) -> list[int]:
+        return [pid for pid in (self.postgres_pid, self.valkey_pid) if pid is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    org_id: UUID
+    slug: str
+    api_keys: Mapping[Role, str]
+    emails: tuple[str, ...]
+
+    def bearer(self, role: Role = Role.AGENT) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.api_keys[role]}"}
+
+
+@contextmanager
+def stack() -> Iterator[Stack]:
+    """A short path: a unix socket's name has 107 bytes."""
+    directory = Path(tempfile.mkdtemp(prefix="tl-bench-"))
+    try:
+        local = LocalStack(directory)
+        with local as urls:
+            asyncio.run(migrate_up(urls.database_url))
+            pepper = secrets.token_bytes(32)
+            yield Stack(
+                database_url=urls.database_url,
+                redis_url=urls.redis_url,
+                postgres_pid=local.postgres.pid if local.postgres else None,
+                valkey_pid=local.valkey.pid if local.valkey else None,
+                environment=_environment(urls.database_url, urls.redis_url, pepper),
+                pepper=pepper,
+            )
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _environment(database_url: str, redis_url: str, pepper: bytes) -> dict[str, str]:
+    signing_key = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return {
+        "TRUNKLINE_ENVIRONMENT": "production",
+        "TRUNKLINE_DATABASE_URL": database_url,
+        "TRUNKLINE_REDIS_URL": redis_url,
+        "TRUNKLINE_KEY_PEPPER": pepper.hex(),
+        "TRUNKLINE_TOKEN_KEY": signing_key.decode(),
+        "TRUNKLINE_PAGE_SECRET": secrets.token_hex(32),
+        "TRUNKLINE_LOG_LEVEL": "warning",
+    }
+
+
+@contextmanager
+def server(on: Stack, module: str, *args: str, **settings: str) -> Iterator[Server]:
+    """A process of `module` with the stack's settings; `settings` overrides TRUNKLINE_ ones."""
+    given = {f"TRUNKLINE_{name.upper()}": value for name, value in settings.items()}
+    environment = {**on.environment, **given, "PYTHONPATH": _python_path()}
+    command = [sys.executable, "-m", module, *args]
+    with running(command, module, env=environment) as (child, line):
+        yield Server(module, child.pid, line.removeprefix(READY).strip())
+
+
+def _python_path() -> str:
+    # Servers see the modules that the bench sees, installed or not.
+    return os.pathsep.join(path for path in sys.path if path)
+
+
+_ORG = "INSERT INTO orgs (org_id, slug, display_name, quotas) VALUES ($1, $2, $2, $3)"
+_KEY = "INSERT INTO api_keys (org_id, key_id, display_name, role) VALUES ($1, $2, 'Bench', $3)"
+_SECRET = "INSERT INTO api_key_secrets (org_id, prefix, key_id, digest) VALUES ($1, $2, $3, $4)"
+_USER = """
+INSERT INTO users (org_id, user_id, email, display_name, role, password_hash)
+VALUES ($1, $2, $3, 'Bench', 'AGENT', $4)
+"""
+
+
+def seed(on: Stack, *, slug: str = ORG, users: int = 0, quotas: Mapping[str, int] = {}) -> Tenant:
+    """An organisation with an API key per role and users that share one password."""
+    return asyncio.run(_seed(on, slug, users, quotas))
+
+
+async def _seed(on: Stack, slug: str, users: int, quotas: Mapping[str, int]) -> Tenant:
+    org_id, peppers = uuid7(), rules.Peppers([on.pepper])
+    emails = tuple(f"agent{number}@{slug}.example" for number in range(users))
+    hasher = PasswordHasher(
+        time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES, type=Type.ID
+    )
+    stored = hasher.hash(rules.normalised_password(PASSWORD))
+    api_keys = {}
+    database = await asyncpg.connect(on.database_url)
+    try:
+        await database.execute(_ORG, org_id, slug, json.dumps(quotas))
+        for role in Role:
+            prefix, key = rules.api_key(secrets.token_bytes(48))
+            key_id, digest = uuid7(), peppers.digest(PURPOSE_API_KEY, key.encode())
+            await database.execute(_KEY, org_id, key_id, role.name)
+            await database.execute(_SECRET, org_id, prefix, key_id, digest)
+            api_keys[role] = key
+        await database.executemany(_USER, [(org_id, uuid7(), email, stored) for email in emails])
+    finally:
+        await database.close()
+    return Tenant(org_id, slug, api_keys, emails)
