@@ -5,8 +5,8 @@ made from requirements/gen.txt and kept until that file changes.
 """
 
 import argparse
+import fcntl
 import hashlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,13 +25,21 @@ GENERATED_SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 def generator_environment() -> Path:
     """Return the generators' Python, making its environment when requirements/gen.txt changed."""
+    ENVIRONMENT.mkdir(exist_ok=True)
+    # Parallel test workers may all find it missing.
+    with (ENVIRONMENT / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _current_environment()
+
+
+def _current_environment() -> Path:
     python = ENVIRONMENT / "bin" / "python"
     stamp = ENVIRONMENT / "requirements.sha256"
     wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
     if python.exists() and stamp.exists() and stamp.read_text() == wanted:
         return python
-    shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
+    stamp.unlink(missing_ok=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     subprocess.run([*pip, "--require-hashes", "-r", str(REQUIREMENTS)], check=True)
     stamp.write_text(wanted)

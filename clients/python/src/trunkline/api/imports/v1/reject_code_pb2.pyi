@@ -80,7 +80,9 @@ class _RejectCodeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     REJECT_CODE_PLAN_UNKNOWN: _RejectCode.ValueType  # 49
     """The plan is not one of the organisation's. Correct it, or add the plan to the settings."""
     REJECT_CODE_ATTRIBUTES_INVALID: _RejectCode.ValueType  # 50
-    """The attributes are too many, too large together, or one has a name that is not allowed."""
+    """The attributes are too many or too large together, or one has a name that is not allowed. Drop
+    or rename columns.
+    """
     REJECT_CODE_MEMBER_EXISTS: _RejectCode.ValueType  # 60
     """---- What is there already ----
 
@@ -160,7 +162,9 @@ REJECT_CODE_STATUS_UNKNOWN: RejectCode.ValueType  # 48
 REJECT_CODE_PLAN_UNKNOWN: RejectCode.ValueType  # 49
 """The plan is not one of the organisation's. Correct it, or add the plan to the settings."""
 REJECT_CODE_ATTRIBUTES_INVALID: RejectCode.ValueType  # 50
-"""The attributes are too many, too large together, or one has a name that is not allowed."""
+"""The attributes are too many or too large together, or one has a name that is not allowed. Drop
+or rename columns.
+"""
 REJECT_CODE_MEMBER_EXISTS: RejectCode.ValueType  # 60
 """---- What is there already ----
 
