@@ -9,7 +9,7 @@ import asyncio
 import copy
 import random
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -146,6 +146,38 @@ class Cache(Generic[K, V]):
     ) -> V | None:
         value = self.get(key)
         return await self.load(org_id, key, loader) if isinstance(value, Missing) else value
+
+    async def load_many(
+        self,
+        org_id: UUID,
+        keys: Sequence[K],
+        loader: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]],
+    ) -> None:
+        """One read for all keys that nobody is loading; what it does not bring is kept as None."""
+        began = self._clock()
+        epoch = self._epoch(org_id)
+        flights: dict[K, _Flight[V]] = {}
+        for key in keys:
+            flight = self._flights.get(key)
+            if flight is None or not flight.epoch.alive:
+                self._flights[key] = flights[key] = _Flight(epoch)
+        if not flights:
+            return
+        self.loads += 1
+        try:
+            values = await loader(list(flights))
+        except BaseException as error:
+            self.failures += isinstance(error, Exception)
+            for key, flight in flights.items():
+                self._land(key, flight)
+                _answer(flight.waiters, MISS)  # one of them leads the next attempt
+            raise
+        for key, flight in flights.items():
+            value = values.get(key)
+            self._land(key, flight)
+            if not flight.stale and epoch.alive:
+                self._keep(key, (value, began + self._life_s(value), epoch))
+            _answer(flight.waiters, value)
 
     def invalidate(self, key: K) -> None:
         """After the commit. Loads under way answer those who wait, and are not kept."""

@@ -64,11 +64,16 @@ CONFLICTS = (
 DEADLINE_SHARE = 0.85
 
 
-class Executor(Protocol):
-    """What a query needs: a pool's connection, a transaction or the readers all fit."""
+class Reader(Protocol):
+    """What a read that sets its tenant itself needs: the kept connections, or a transaction."""
 
     async def fetch(self, query: str, *args: Any) -> list[Record]: ...
     async def fetchrow(self, query: str, *args: Any) -> Record | None: ...
+
+
+class Executor(Reader, Protocol):
+    """What a query needs: a pool's connection or a transaction."""
+
     async def fetchval(self, query: str, *args: Any) -> Any: ...
     async def execute(self, query: str, *args: Any) -> str: ...
     async def executemany(self, command: str, args: Sequence[Sequence[Any]]) -> None: ...

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import asyncpg
 
-from trunkline_server.db import Executor, Record
+from trunkline_server.db import Executor, Reader, Record
 from trunkline_server.ids import uuid7
 from trunkline_server.members.errors import MemberNumberTaken
 
@@ -40,7 +40,7 @@ FROM member_by_number($1, $2)
 """
 
 
-async def by_number(db: Executor, org_id: UUID, number: str) -> Record | None:
+async def by_number(db: Reader, org_id: UUID, number: str) -> Record | None:
     """The validation's read; sets the tenant itself, so a kept connection serves."""
     return await db.fetchrow(_BY_NUMBER, org_id, number)
 
@@ -53,7 +53,7 @@ FROM members_by_numbers($1, $2)
 """
 
 
-async def by_numbers(db: Executor, org_id: UUID, numbers: Sequence[str]) -> list[Record]:
+async def by_numbers(db: Reader, org_id: UUID, numbers: Sequence[str]) -> list[Record]:
     return await db.fetch(_BY_NUMBERS, org_id, numbers)
 
 

@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 from urllib.parse import unquote
 from uuid import UUID
@@ -29,6 +29,13 @@ class Caller:
     role: Role
     credential_id: UUID
     actor_name: str
+    # Keys for dictionaries: a UUID hashes in Python code, at the price of a cache hit.
+    org_key: str = field(init=False, repr=False, compare=False)
+    actor_key: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "org_key", str(self.org_id))
+        object.__setattr__(self, "actor_key", str(self.actor_id))
 
 
 class TraceIds(Protocol):
