@@ -9,7 +9,7 @@ import asyncio
 import copy
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
