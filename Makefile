@@ -94,6 +94,10 @@ bench: $(INSTALLED) ## Run all benchmarks and print their figures and goals
 bench-quick: $(INSTALLED) ## The same benchmarks with less work
 	@$(BIN)/python -m bench all --quick
 
+.PHONY: profile
+profile: $(INSTALLED) ## Draw a flame graph of one benchmark (NAME=echo)
+	@$(BIN)/python -m bench profile $(NAME)
+
 .PHONY: install
 install: $(INSTALLED) ## Make .venv with everything in it; the other targets do it when needed
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from bench import load
 from bench.process import ROOT
 
+# What a bench writes itself does not make the tree another one.
+_CODE = (".", ":!bench/history", ":!docs")
 _VERSIONS = ("grpcio", "protobuf", "uvloop", "asyncpg")
 
 
@@ -33,7 +35,9 @@ def commit() -> str:
     described = _git("rev-parse", "--short=12", "HEAD")
     if not described:
         return "unknown"
-    return f"{described}-dirty" if _git("status", "--porcelain", "-uno") else described
+    return (
+        f"{described}-dirty" if _git("status", "--porcelain", "-uno", "--", *_CODE) else described
+    )
 
 
 def _git(*args: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 import shutil
 import sys
@@ -103,15 +102,10 @@ def _environment(database_url: str, redis_url: str, pepper: bytes) -> dict[str, 
 def server(on: Stack, module: str, *args: str, **settings: str) -> Iterator[Server]:
     """A process of `module` with the stack's settings; `settings` overrides TRUNKLINE_ ones."""
     given = {f"TRUNKLINE_{name.upper()}": value for name, value in settings.items()}
-    environment = {**on.environment, **given, "PYTHONPATH": _python_path()}
+    environment = {**on.environment, **given}
     command = [sys.executable, "-m", module, *args]
     with running(command, module, env=environment) as (child, line):
         yield Server(module, child.pid, line.removeprefix(READY).strip())
-
-
-def _python_path() -> str:
-    # Servers see the modules that the bench sees, installed or not.
-    return os.pathsep.join(path for path in sys.path if path)
 
 
 _ORG = "INSERT INTO orgs (org_id, slug, display_name, quotas) VALUES ($1, $2, $2, $3)"
@@ -123,9 +117,11 @@ VALUES ($1, $2, $3, 'Bench', 'AGENT', $4)
 """
 
 
-def seed(on: Stack, *, slug: str = ORG, users: int = 0, quotas: Mapping[str, int] = {}) -> Tenant:
+def seed(
+    on: Stack, *, slug: str = ORG, users: int = 0, quotas: Mapping[str, int] | None = None
+) -> Tenant:
     """An organisation with an API key per role and users that share one password."""
-    return asyncio.run(_seed(on, slug, users, quotas))
+    return asyncio.run(_seed(on, slug, users, quotas or {}))
 
 
 async def _seed(on: Stack, slug: str, users: int, quotas: Mapping[str, int]) -> Tenant:

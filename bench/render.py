@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import history, registry
+from bench import history, plot, registry
 from bench.figures import Figure
 from bench.history import Record
 from bench.process import ROOT
 from bench.report import goal, verdict
 
 PAGE = ROOT / "docs" / "benchmarks.md"
+PLOTS = ROOT / "docs" / "benchmarks"
 
 _INTRODUCTION = """\
 # Benchmarks
@@ -20,17 +21,18 @@ how to add one: `bench/README.md`.
 
 A figure is the median of its runs, with the smallest and the largest beside it. Both sides of a
 ratio ran alternately in one run, so a slow machine slows both. Absolute figures belong to the
-machine they name. A goal that was not reached says so.
+machine they name. A goal that was not reached says so. In the plots the goal is the line at 1, and
+right of it is better.
 """
 
 
 def render() -> Path:
     newest = history.latest()
+    PLOTS.mkdir(parents=True, exist_ok=True)
     parts = [_INTRODUCTION, *(_section(name, newest[name]) for name in sorted(newest))]
     unmeasured = [name for name in registry.names() if name not in newest]
     if unmeasured:
         parts.append("Not recorded yet: " + ", ".join(unmeasured) + ".\n")
-    PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n".join(parts))
     return PAGE
 
@@ -49,8 +51,18 @@ def _section(name: str, record: Record) -> str:
         f"Commit {report.commit}, {record.at[:10]}{', quick' if record.quick else ''}: "
         f"{report.machine}.",
         "",
+        *_plot(name),
     ]
     return "\n".join(lines)
+
+
+def _plot(name: str) -> list[str]:
+    """The figures with goals over all records, when there are any."""
+    drawn = plot.draw([each for each in history.records() if each.report.bench == name])
+    if drawn is None:
+        return []
+    (PLOTS / f"{name}.svg").write_text(drawn)
+    return [f"![{name} against its goals](benchmarks/{name}.svg)", ""]
 
 
 def _row(each: Figure) -> str:

@@ -1,13 +1,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from bench import registry
+from bench import history, plot, registry
 from bench.alternate import alternate, ratios
 from bench.figures import figure, missing
 from bench.histogram import Histogram
+from bench.history import Record
 from bench.process import ROOT
 from bench.report import Report, table
 
@@ -90,3 +93,27 @@ def test_every_bench_has_a_description_and_is_listed() -> None:
     for name in registry.names():
         assert registry.description(name).endswith((".", "?"))
         assert name in listed
+
+
+def test_a_plot_shows_each_goal_and_no_more() -> None:
+    figures = [
+        figure("methods", "sixty_to_one", [0.9, 1.1, 0.96]),
+        figure("methods", "one_per_cpu_s", [9000.0], unit="calls/s"),
+        figure("stale", "stale_grants", [0.0]),
+    ]
+    drawn = plot.draw([Record("2026-01-01", False, Report("methods", "abc", "here", figures))])
+    assert drawn is not None
+    assert ElementTree.fromstring(drawn).tag.endswith("svg")
+    assert drawn.count("<circle") == 2
+    assert "one_per_cpu_s" not in drawn
+
+
+def test_a_record_is_read_back_and_full_runs_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "HISTORY", tmp_path)
+    for value, quick in ((0.98, False), (0.5, True)):
+        report = Report("methods", "abc", "here", [figure("methods", "sixty_to_one", [value])])
+        history.record(report, quick=quick)
+    assert len(history.records()) == 2
+    assert history.latest()["methods"].report.figures[0].value == 0.98
