@@ -1,4 +1,4 @@
-"""Render docs/reference/{rpc,reasons}.md from the contract (`make reference`).
+"""Render docs/reference/{rpc,reasons}.md from the contract (`python -m tools.reference`).
 
 Comments are not part of the generated code, so the protos are compiled once more, by the same
 pinned protoc, to a descriptor set that keeps them.
