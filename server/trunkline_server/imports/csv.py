@@ -13,6 +13,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import NamedTuple
 
 from trunkline_server.imports.rules import (
@@ -63,12 +64,8 @@ class Located(NamedTuple):
     raw: bytes
 
 
-class _Piece(NamedTuple):
-    row_no: int
-    line_no: int
-    byte_offset: int
-    rows: int
-    raw: bytes
+# A stretch of accepted rows: first row number, line, byte offset, rows, bytes. Plain for speed.
+_Piece = tuple[int, int, int, int, bytes]
 
 
 @dataclass(slots=True)
@@ -98,27 +95,20 @@ class Batch:
 
     def locate(self, row_no: int) -> Located:
         """Find an accepted row again, for a reject that only the merge can know."""
-        index = bisect_right(self._pieces, row_no, key=lambda piece: piece.row_no) - 1
-        piece = self._pieces[index]
-        if index < 0 or row_no >= piece.row_no + piece.rows:
+        index = bisect_right(self._pieces, row_no, key=itemgetter(0)) - 1
+        first, line_no, byte_offset, rows, raw = self._pieces[index]
+        if index < 0 or row_no >= first + rows:
             raise KeyError(row_no)
-        if piece.rows == 1:
-            return Located(row_no, piece.line_no, piece.byte_offset, _without_eol(piece.raw))
-        lines = piece.raw.split(b"\n", row_no - piece.row_no + 1)
-        before = row_no - piece.row_no
-        offset = piece.byte_offset + sum(map(len, lines[:before])) + before
-        return Located(row_no, piece.line_no + before, offset, _without_eol(lines[before]))
+        if rows == 1:
+            return Located(row_no, line_no, byte_offset, _without_eol(raw))
+        before = row_no - first
+        lines = raw.split(b"\n", before + 1)
+        offset = byte_offset + sum(map(len, lines[:before])) + before
+        return Located(row_no, line_no + before, offset, _without_eol(lines[before]))
 
 
-class _Line(NamedTuple):
-    """A record that the expression did not swallow, cut out but not judged."""
-
-    raw: bytes
-    end: int
-    lines: int
-    cells: list[bytes] | None
-    code: RowCode | None
-    column: int
+# A record cut out, not judged: bytes, where it ends, lines, cells, or what is wrong in a column.
+_Cut = tuple[bytes, int, int, list[bytes] | None, RowCode | None, int]
 
 
 class Parser:
@@ -132,127 +122,129 @@ class Parser:
         *,
         batch_rows: int = BATCH_ROWS,
         rows_max: int = ROWS_MAX,
+        read_ahead_bytes: int = READ_AHEAD_BYTES,
     ) -> None:
         self._rules = RowRules(layout, org)
         self._cut = _Cutter(layout)
         self._batch_rows = batch_rows
         self._rows_max = rows_max
+        self._read_ahead_bytes = read_ahead_bytes
         self._buffer = b""
         self._at = 0
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
-        self._cursor = start or layout.first
-        self._batch = Batch(self._cursor, self._cursor)
+        # The cursor, in parts: made into one at batch borders only, since this is the hot place.
+        cursor = start or layout.first
+        self._offset, self._row_no, self._line_no = (
+            cursor.byte_offset,
+            cursor.row_no,
+            cursor.line_no,
+        )
+        self._batch = Batch(cursor, cursor)
 
     def feed(self, chunk: bytes) -> list[Batch]:
         """Take the bytes that follow and return the batches they complete."""
         self._waiting.append(chunk)
         self._waiting_bytes += len(chunk)
-        if self._waiting_bytes < READ_AHEAD_BYTES:
+        if self._waiting_bytes < self._read_ahead_bytes:
             return []
         return list(self._read(is_last=False))
 
     def finish(self) -> list[Batch]:
         """Say that the file ends here and return the batches that are left."""
         batches = list(self._read(is_last=True))
-        if self._batch.rows or self._batch.end != self._batch.start:
-            batches.append(self._batch)
-            self._batch = Batch(self._cursor, self._cursor)
+        if self._offset > self._batch.start.byte_offset:
+            batches.append(self._closed())
         return batches
 
     def _read(self, *, is_last: bool) -> Iterator[Batch]:
         self._buffer = b"".join((self._buffer[self._at :], *self._waiting))
         self._waiting, self._waiting_bytes, self._at = [], 0, 0
         while True:
-            self._take_runs()
-            if self._is_full() or not self._take_record(is_last):
-                if not self._is_full():
-                    return
-                yield self._batch
-                self._batch = Batch(self._cursor, self._cursor)
-
-    def _is_full(self) -> bool:
-        batch = self._batch
-        return (
-            batch.rows >= self._batch_rows
-            or batch.end.byte_offset - batch.start.byte_offset >= BATCH_BYTES_MAX
-        )
-
-    def _take_runs(self) -> None:
-        """Swallow records that are stored as they stand."""
-        while not self._is_full():
-            left = self._batch_rows - self._batch.rows
-            matched = self._rules.run(left).match(self._buffer, self._at, self._window_end())
-            if matched is None:
+            rows_left = self._batch.start.row_no + self._batch_rows - self._row_no
+            bytes_left = self._batch.start.byte_offset + BATCH_BYTES_MAX - self._offset
+            if rows_left <= 0 or bytes_left <= 0:
+                yield self._closed()
+                continue
+            # Never past the batch's end, so that its size does not depend on the chunks.
+            matched = self._rules.run(rows_left).match(
+                self._buffer, self._at, self._at + bytes_left
+            )
+            if matched is not None:
+                self._take_run(matched.group())
+                if self._row_no - self._batch.start.row_no >= self._batch_rows:
+                    continue
+            elif not self._take_record(is_last):
                 return
-            run = matched.group()
-            if self._rules.run_holds(run):
-                self._accept_run(run)
-            else:
-                self._take_each(run)
 
-    def _window_end(self) -> int:
-        """How far the batch may reach, so that its size does not depend on the chunks."""
-        spent = self._batch.end.byte_offset - self._batch.start.byte_offset
-        return self._at + BATCH_BYTES_MAX - spent
+    def _closed(self) -> Batch:
+        batch = self._batch
+        batch.end = Cursor(self._offset, self._row_no, self._line_no)
+        self._batch = Batch(batch.end, batch.end)
+        return batch
 
-    def _take_each(self, run: bytes) -> None:
-        """Go through a run that holds a row which the expression could not judge to the end."""
+    def _take_run(self, run: bytes) -> None:
+        """Take records that are stored as they stand."""
+        if self._rules.run_holds(run):
+            self._accept(run, run, run.count(b"\n"))
+            return
         stretch: list[bytes] = []
         for line in run.splitlines(keepends=True):
             if self._rules.run_holds(line):
                 stretch.append(line)
                 continue
             if stretch:
-                self._accept_run(b"".join(stretch))
+                self._accept(b"".join(stretch), b"".join(stretch), len(stretch))
                 stretch = []
-            cells = _without_eol(line).split(self._rules.delimiter)
-            self._judge(_Line(_without_eol(line), self._at + len(line), 1, cells, None, 0))
+            raw = _without_eol(line)
+            cells = raw.split(self._rules.delimiter)
+            self._judge((raw, self._at + len(line), 1, cells, None, 0))
         if stretch:
-            self._accept_run(b"".join(stretch))
-
-    def _accept_run(self, run: bytes) -> None:
-        rows, cursor = run.count(b"\n"), self._cursor
-        self._batch.copy.append(run)
-        self._batch.accepted += rows
-        self._batch._pieces.append(
-            _Piece(cursor.row_no + 1, cursor.line_no, cursor.byte_offset, rows, run)
-        )
-        self._advance(len(run), rows, rows)
+            self._accept(b"".join(stretch), b"".join(stretch), len(stretch))
 
     def _take_record(self, is_last: bool) -> bool:
         """Take one record the slow way. False: it is not all there yet, or nothing is left."""
-        line = self._cut.record(self._buffer, self._at, is_last)
-        if line is None:
+        cut = self._cut.record(self._buffer, self._at, is_last)
+        if cut is None:
             return False
-        if line.cells == [b""] and not line.raw:
-            self._advance(line.end - self._at, 0, 1)  # A blank line is no row.
+        if cut[0]:
+            self._judge(cut)
         else:
-            self._judge(line)
+            self._advance(cut[1] - self._at, 0, 1)  # A blank line is no row.
         return True
 
-    def _judge(self, line: _Line) -> None:
-        cursor, batch = self._cursor, self._batch
-        judged = self._rules.judge(line, cursor.byte_offset)
+    def _judge(self, cut: _Cut) -> None:
+        raw, end, lines = cut[0], cut[1], cut[2]
+        judged = self._rules.judge(raw, cut[3], cut[4], cut[5], self._offset)
         if isinstance(judged, bytes):
-            piece = _Piece(cursor.row_no + 1, cursor.line_no, cursor.byte_offset, 1, line.raw)
-            batch._pieces.append(piece)
-            batch.copy.append(judged)
-            batch.accepted += 1
-        else:
-            batch.gaps.append(batch.accepted)
-            where = (cursor.row_no + 1, cursor.line_no, cursor.byte_offset)
-            batch.rejects.append(Reject(*where, *judged, line.raw[:ROW_BYTES_MAX]))
-        self._advance(line.end - self._at, 1, line.lines)
+            self._accept(judged, raw, 1, end - self._at, lines)
+            return
+        batch = self._batch
+        batch.gaps.append(batch.accepted)
+        where = (self._row_no + 1, self._line_no, self._offset)
+        batch.rejects.append(Reject(*where, *judged, raw[:ROW_BYTES_MAX]))
+        self._advance(end - self._at, 1, lines)
+
+    def _accept(
+        self,
+        stored: bytes,
+        raw: bytes,
+        rows: int,
+        size: int | None = None,
+        lines: int | None = None,
+    ) -> None:
+        batch = self._batch
+        batch.copy.append(stored)
+        batch.accepted += rows
+        batch._pieces.append((self._row_no + 1, self._line_no, self._offset, rows, raw))
+        self._advance(len(raw) if size is None else size, rows, rows if lines is None else lines)
 
     def _advance(self, size: int, rows: int, lines: int) -> None:
-        cursor = self._cursor
         self._at += size
-        self._cursor = Cursor(
-            cursor.byte_offset + size, cursor.row_no + rows, cursor.line_no + lines
-        )
-        self._batch.end = self._cursor
-        if self._cursor.row_no > self._rows_max:
+        self._offset += size
+        self._row_no += rows
+        self._line_no += lines
+        if self._row_no > self._rows_max:
             raise FileRefused(FileCode.TOO_MANY_ROWS, str(self._rows_max))
 
 
@@ -280,7 +272,7 @@ class _Cutter:
         self._cell = re.compile(f"({quoted}|[^{q}{d}\\r\\n]*+)(?:{d}|\\Z)".encode())
         self._quoted = re.compile(quoted.encode())
 
-    def record(self, buffer: bytes, at: int, is_last: bool) -> _Line | None:
+    def record(self, buffer: bytes, at: int, is_last: bool) -> _Cut | None:
         line_end = buffer.find(b"\n", at, at + LINE_BYTES_MAX + 1)
         if line_end < 0:
             if len(buffer) - at > LINE_BYTES_MAX:
@@ -290,16 +282,16 @@ class _Cutter:
         end = len(buffer) if line_end < 0 else line_end + 1
         line = _without_eol(buffer[at:end])
         if len(line) > ROW_BYTES_MAX:
-            return _Line(line, end, 1, None, RowCode.ROW_TOO_LONG, -1)
+            return line, end, 1, None, RowCode.ROW_TOO_LONG, -1
         if self._quote not in line:
             if b"\r" in line:
                 return self._malformed(line, end)
-            return _Line(line, end, 1, line.split(self._delimiter), None, 0)
+            return line, end, 1, line.split(self._delimiter), None, 0
         return self._quoted_record(buffer, at, line, end, is_last)
 
     def _quoted_record(
         self, buffer: bytes, at: int, line: bytes, line_end: int, is_last: bool
-    ) -> _Line | None:
+    ) -> _Cut | None:
         reach = at + ROW_BYTES_MAX + 2
         if not is_last and len(buffer) < reach:
             matched = self._record.match(buffer, at)
@@ -311,12 +303,13 @@ class _Cutter:
             matched = pattern.match(buffer, at, reach)
         if matched is None or len(matched.group("record")) > ROW_BYTES_MAX:
             return self._malformed(line, line_end)
-        cells = self._cells(matched.group("record"))
-        lines = matched.group().count(b"\n") or 1
+        raw = matched.group("record")
+        cells = self._cells(raw)
+        lines = raw.count(b"\n") + 1
         if lines > 1 and len(cells) != self._columns:
             # A stray quote met another one further down: do not lose the lines between.
-            return _Line(line, line_end, 1, None, RowCode.UNCLOSED_QUOTE, len(cells) - 1)
-        return _Line(matched.group("record"), matched.end(), lines, cells, None, 0)
+            return line, line_end, 1, None, RowCode.UNCLOSED_QUOTE, len(cells) - 1
+        return raw, matched.end(), lines, cells, None, 0
 
     def _cells(self, record: bytes) -> list[bytes]:
         cells = self._cell.findall(record + self._delimiter)
@@ -326,7 +319,7 @@ class _Cutter:
         quote = self._quote
         return cell[1:-1].replace(quote * 2, quote) if cell.startswith(quote) else cell
 
-    def _malformed(self, line: bytes, end: int) -> _Line:
+    def _malformed(self, line: bytes, end: int) -> _Cut:
         """Say what is wrong with a line on its own, and in which column."""
         at = column = 0
         while matched := self._cell.match(line, at):
@@ -334,7 +327,7 @@ class _Cutter:
                 break
             at, column = matched.end(), column + 1
         code = self._fault(line, at)
-        return _Line(line, end, 1, None, code, column)
+        return line, end, 1, None, code, column
 
     def _fault(self, line: bytes, at: int) -> RowCode:
         if line.startswith(self._quote, at):
@@ -348,7 +341,8 @@ class _Cutter:
 
 # ---- What a record holds ----
 
-_Verdict = tuple[str, str, str]
+_Refusal = tuple[str, str, str]
+_VALUE_REFUSALS = {code: (str(code), message) for code, message in members.MESSAGES.items()}
 
 
 class RowRules:
@@ -363,7 +357,13 @@ class RowRules:
         self._check = org.number.check_digit
         excluded = layout.delimiter + layout.quote
         sources = [_source(name, layout, org, excluded) for name in layout.fields]
-        self._canonical = [re.compile(source).fullmatch for source in sources]
+        self._canonical = [
+            # A check digit is no matter of form, so such numbers always go to their judge.
+            _never
+            if self._check is not members.CheckDigit.NONE and name == "member_number"
+            else re.compile(source).fullmatch
+            for name, source in zip(layout.fields, sources, strict=True)
+        ]
         self._judges = [judge_of(name, org) for name in layout.fields]
         self._number_at = layout.fields.index("member_number")
         record = re.escape(self.delimiter).join(sources) + layout.eol
@@ -393,45 +393,39 @@ class RowRules:
             return True
         return all(map(self._number_holds, self._numbers.findall(run)))
 
-    def judge(self, line: _Line, byte_offset: int) -> bytes | _Verdict:
+    def judge(
+        self,
+        raw: bytes,
+        cells: list[bytes] | None,
+        code: RowCode | None,
+        column: int,
+        byte_offset: int,
+    ) -> bytes | _Refusal:
         """Return the record as it is stored, ready for COPY; or the column, code and message."""
-        cells = line.cells
-        if cells is None:
-            return self._refused(line.column, line.code or RowCode.UNCLOSED_QUOTE)
-        if not line.raw.isascii() or b"\0" in line.raw:
-            refused = self._wrong_bytes(cells, line.raw, byte_offset)
-            if refused is not None:
-                return refused
+        if cells is None or code is not None:
+            return self._refused(column, code or RowCode.UNCLOSED_QUOTE)
+        is_ascii = raw.isascii()
+        if b"\0" in raw or not (is_ascii or _is_utf8(raw)):
+            return self._wrong_bytes(cells, raw, byte_offset)
         if len(cells) != len(self._judges):
             found, wanted = len(cells), len(self._judges)
             return self._refused(-1, RowCode.COLUMN_COUNT, found=found, wanted=wanted)
-        if len(line.raw) > FIELD_BYTES_MAX:
+        if len(raw) > FIELD_BYTES_MAX:
             for index, cell in enumerate(cells):
                 if len(cell) > FIELD_BYTES_MAX:
                     return self._refused(index, RowCode.FIELD_TOO_LONG)
-        return self._values(cells)
+        return self._values(cells, is_ascii)
 
-    def _values(self, cells: list[bytes]) -> bytes | _Verdict:
-        has_check = self._check is not members.CheckDigit.NONE
-        stored = cells
-        for index, cell in enumerate(cells):
-            if (
-                self._canonical[index](cell)
-                and cell.isascii()
-                and not (has_check and index == self._number_at)
-            ):
-                continue
-            try:
-                value = self._judges[index](cell.decode())
-                if not value and self._layout.fields[index] in self._layout.required:
-                    raise members.FieldRefused(members.Code.VALUE_MISSING)
-            except members.FieldRefused as refused:
-                column = self._layout.headers[index]
-                return column, refused.code.value, members.MESSAGES[refused.code]
-            if stored is cells:
-                stored = list(cells)
-            stored[index] = value.encode()
-        return self._written(stored)
+    def _values(self, cells: list[bytes], is_ascii: bool) -> bytes | _Refusal:
+        for index, (cell, is_canonical) in enumerate(zip(cells, self._canonical, strict=True)):
+            if is_canonical(cell) is None or not (is_ascii or cell.isascii()):
+                try:
+                    cells[index] = self._judges[index](cell.decode()).encode()
+                    if not cells[index] and self._layout.fields[index] in self._layout.required:
+                        raise members.FieldRefused(members.Code.VALUE_MISSING)
+                except members.FieldRefused as refused:
+                    return self._layout.headers[index], *_VALUE_REFUSALS[refused.code]
+        return self._written(cells)
 
     def _written(self, cells: list[bytes]) -> bytes:
         for index in self._ignored:
@@ -445,21 +439,27 @@ class RowRules:
             return cell
         return self._quote + cell.replace(self._quote, self._quote * 2) + self._quote
 
-    def _wrong_bytes(self, cells: Sequence[bytes], raw: bytes, byte_offset: int) -> _Verdict | None:
+    def _wrong_bytes(self, cells: Sequence[bytes], raw: bytes, byte_offset: int) -> _Refusal:
         for index, cell in enumerate(cells):
             if b"\0" in cell:
                 return self._refused(index, RowCode.NUL_BYTE)
-            try:
-                cell.decode()
-            except UnicodeDecodeError:
+            if not _is_utf8(cell):
                 at = byte_offset + _first_wrong_byte(raw)
                 return self._refused(index, RowCode.INVALID_UTF8, at=at)
-        return None
+        raise AssertionError("the record holds a wrong byte, so one of its cells does")
 
-    def _refused(self, column: int, code: RowCode, **facts: int) -> _Verdict:
+    def _refused(self, column: int, code: RowCode, **facts: int) -> _Refusal:
         headers = self._layout.headers
         name = headers[column] if 0 <= column < len(headers) else ""
-        return name, code.value, ROW_MESSAGES[code].format(**facts)
+        return name, str(code), ROW_MESSAGES[code].format(**facts)
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _first_wrong_byte(raw: bytes) -> int:
@@ -468,6 +468,10 @@ def _first_wrong_byte(raw: bytes) -> int:
     except UnicodeDecodeError as wrong:
         return wrong.start
     return 0
+
+
+def _never(cell: bytes) -> None:
+    return None
 
 
 def _source(name: str, layout: Layout, org: members.OrgRules, excluded: str) -> bytes:

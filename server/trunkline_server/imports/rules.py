@@ -385,8 +385,9 @@ def _refuse_unread(head: bytes, start: int, is_whole: bool) -> None:
 def _read_header(
     head: bytes, start: int, delimiter: str, quote: str, is_whole: bool
 ) -> _Header | None:
-    end = min(len(head), start + ROW_BYTES_MAX + 2)
-    matched = record_pattern(delimiter, quote, is_last=is_whole).match(head, start, end)
+    end = start + ROW_BYTES_MAX + 2
+    is_last = is_whole and len(head) <= end
+    matched = record_pattern(delimiter, quote, is_last=is_last).match(head, start, end)
     if matched is None:
         return None
     record, eol = matched.group("record"), matched.group("eol")
