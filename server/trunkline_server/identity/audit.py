@@ -7,6 +7,7 @@ worker seals: from then on a changed, removed or slipped-in event breaks the cha
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from trunkline_server.db import Database, Executor, Record
@@ -153,7 +154,7 @@ class Verdict:
     unsealed: int
 
 
-_LINK_BEFORE = "SELECT hash FROM audit_seals WHERE org_id = $1 AND sequence = $2"
+_LINK_BEFORE = "SELECT hash, at FROM audit_seals WHERE org_id = $1 AND sequence = $2"
 _LINKS = f"""
 SELECT s.sequence, s.hash, s.org_id, s.audit_id, s.at, {_ENTRY_COLUMNS}
 FROM audit_seals s
@@ -162,61 +163,84 @@ WHERE s.org_id = $1 AND s.sequence > $2 AND s.sequence <= $3
 ORDER BY s.sequence LIMIT $4
 """  # noqa: S608 - made of constants
 _COUNT_UNSEALED = "SELECT count(audit_id) FROM audit_unsealed WHERE org_id = $1"
-# An event that went round the queue: someone else wrote it. The place it pretends to is told.
+# An event that went round the queue: somebody else wrote it, to sit between sealed ones.
 _SLIPPED_IN = """
-SELECT coalesce(
-    (SELECT min(s.sequence) FROM audit_seals s WHERE s.org_id = $1 AND s.at >= l.at), $2 + 1
-)
-FROM audit_log l
+SELECT count(l.audit_id) FROM audit_log l
 WHERE l.org_id = $1
+  AND ($2::timestamptz IS NULL OR l.at > $2) AND ($3::timestamptz IS NULL OR l.at <= $3)
   AND NOT EXISTS (
       SELECT FROM audit_seals s WHERE s.org_id = $1 AND s.audit_id = l.audit_id AND s.at = l.at)
   AND NOT EXISTS (
       SELECT FROM audit_unsealed q WHERE q.org_id = $1 AND q.audit_id = l.audit_id)
-ORDER BY l.at LIMIT 1
 """
 
 
 async def verify(
     db: Executor, org_id: UUID, *, first: int = 0, last: int = 0, expected_hash: bytes = b""
 ) -> Verdict:
-    """Recomputes the links `first` to `last` (0: the ends); `expected_hash` is that of `last`.
-
-    To be run in a repeatable-read transaction: what is sealed meanwhile would look slipped in.
-    """
+    """Recomputes the links `first` to `last` (0: the ends); `expected_hash` is that of `last`."""
     head = await db.fetchrow(_HEAD, org_id)
     head_sequence, head_hash = (head["sequence"], head["hash"]) if head else (0, CHAIN_START)
-    first, wanted_last = max(first, 1), last or head_sequence
-    checked, broken, last_hash = await _walk(db, org_id, first, min(wanted_last, head_sequence))
-    if not broken and wanted_last > head_sequence:
+    walk = _Walk(db, org_id, max(first, 1))
+    broken = await walk.to(min(last or head_sequence, head_sequence))
+    if not broken and last > head_sequence:
         broken = head_sequence + 1  # the end that was asked for is gone
-    if not broken and expected_hash and last_hash != expected_hash:
-        broken = wanted_last
-    if not broken and first == 1:
-        broken = await db.fetchval(_SLIPPED_IN, org_id, head_sequence) or 0
+    if not broken and expected_hash and walk.last_hash != expected_hash:
+        broken = last
+    if not broken and not last and await walk.slipped_in(walk.until, None):
+        broken = head_sequence + 1
     unsealed = await db.fetchval(_COUNT_UNSEALED, org_id)
-    return Verdict(checked, broken, head_sequence, head_hash, unsealed)
+    return Verdict(walk.checked, broken, head_sequence, head_hash, unsealed)
 
 
-async def _walk(db: Executor, org_id: UUID, first: int, last: int) -> tuple[int, int, bytes]:
-    """(events checked, first broken sequence or 0, hash of the last link)."""
-    previous = CHAIN_START
-    if first > 1:
-        previous = await db.fetchval(_LINK_BEFORE, org_id, first - 1) or b""
-        if not previous:
-            return 0, first - 1, b""
-    done = first - 1
-    while done < last:
-        rows = await db.fetch(_LINKS, org_id, done, last, VERIFY_EVENTS_AT_ONCE)
-        if not rows:
-            return done - first + 1, done + 1, previous
-        for row in rows:
+class _Walk:
+    """Along the chain, some links at a time."""
+
+    def __init__(self, db: Executor, org_id: UUID, first: int) -> None:
+        self._db = db
+        self._org_id = org_id
+        self._first = first
+        self.checked = 0
+        self.last_hash = CHAIN_START
+        self.until: datetime | None = None
+
+    async def to(self, last: int) -> int:
+        """Walks up to `last`; returns the first broken sequence, or 0."""
+        if not await self._start():
+            return self._first - 1
+        while (done := self._first - 1 + self.checked) < last:
+            rows = await self._db.fetch(_LINKS, self._org_id, done, last, VERIFY_EVENTS_AT_ONCE)
+            if not rows:
+                return done + 1
+            if broken := self._check(done, rows):
+                return broken
+            newest = max(row["at"] for row in rows)
+            if self.until is None or newest > self.until:
+                if await self.slipped_in(self.until, newest):
+                    return done + 1
+                self.until = newest
+        return 0
+
+    async def slipped_in(self, after: datetime | None, until: datetime | None) -> bool:
+        return bool(await self._db.fetchval(_SLIPPED_IN, self._org_id, after, until))
+
+    async def _start(self) -> bool:
+        if self._first > 1:
+            before = await self._db.fetchrow(_LINK_BEFORE, self._org_id, self._first - 1)
+            if before is None:
+                return False
+            self.last_hash, self.until = before["hash"], before["at"]
+        return True
+
+    def _check(self, done: int, rows: list[Record]) -> int:
+        for sequence, row in enumerate(rows, start=done + 1):
             entry = _entry(row)
-            expected = chain_hash(previous, done + 1, entry)
-            if row["sequence"] != done + 1 or entry is None or row["hash"] != expected:
-                return done - first + 1, done + 1, previous
-            previous, done = expected, done + 1
-    return done - first + 1, 0, previous
+            expected = chain_hash(self.last_hash, sequence, entry)
+            if row["sequence"] != sequence or entry is None or row["hash"] != expected:
+                return sequence
+            self.last_hash = expected
+            self.checked += 1
+        return 0
 
 
 _SWEEP_SESSIONS = """

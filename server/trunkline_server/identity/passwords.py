@@ -41,6 +41,10 @@ class Passwords:
         self.waiting = 0
         self.running = 0
 
+    def refuse_when_full(self) -> None:
+        if self.waiting >= self._queue_max:
+            raise LoginBusy(retry_after_s=BUSY_RETRY_S)
+
     async def hash(self, password: str) -> str:
         return await self._in_pool(lambda: self._hasher.hash(password))
 
@@ -62,8 +66,7 @@ class Passwords:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
-        if self.waiting >= self._queue_max:
-            raise LoginBusy(retry_after_s=BUSY_RETRY_S)
+        self.refuse_when_full()
         self.waiting += 1
         try:
             await self._free.acquire()
