@@ -7,6 +7,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+
 from trunkline_server.db import Database
 from trunkline_server.ids import uuid7
 from trunkline_server.jobs import Lease, Timings

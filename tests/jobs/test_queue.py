@@ -9,12 +9,12 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+
+from tests.jobs.conftest import FAST, claimed
 from trunkline_server.db import Database
 from trunkline_server.ids import uuid7
 from trunkline_server.jobs import SYSTEM_ORG, Lease, Timings, enqueue, queue
 from trunkline_server.jobs.lease import finish, hand_back, reap, retry
-
-from tests.jobs.conftest import FAST, claimed
 
 LONG = Timings(heartbeat_s=30)
 

@@ -37,6 +37,7 @@ class Heart:
         self._thread = threading.Thread(target=self._run, name="trunkline-heart", daemon=True)
         self._owner_loop = asyncio.get_running_loop()
         self._turned_at = time.monotonic()
+        self._stalled = False
         self._stopping = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
@@ -122,11 +123,14 @@ class Heart:
 
     def _vouched(self) -> list[Lease]:
         self._drop_expired()
-        if time.monotonic() - self._turned_at > self._timings.loop_stall_s:
-            _log.error("event loop stands still, leases are let go")
-            return []
         with self._lock:
             leases = list(self._leases.values())
+        stalled = time.monotonic() - self._turned_at > self._timings.loop_stall_s
+        if stalled and leases and not self._stalled:
+            _log.error("event loop stands still, leases are let go", extra={"count": len(leases)})
+        self._stalled = stalled
+        if stalled:
+            return []
         for lease in leases:
             if lease.stuck:
                 _log.error("job is stuck", extra={"kind": lease.kind, "job_id": lease.job_id})
