@@ -1,20 +1,14 @@
-"""An organisation's settings as they are in force: what it set, the server's default elsewhere."""
+"""How an organisation's settings are stored, and what is in force where it set nothing."""
 
-from dataclasses import dataclass
+from datetime import date, datetime
 from typing import TypeVar
-from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from trunkline.api.identity.v1.identity_service_pb2 import (
-    ContentRules,
-    MemberRules,
-    Quotas,
-    Retention,
-)
-from trunkline_server.db import Executor
+from trunkline.api.identity.v1.identity_service_pb2 import Quotas, Retention
 
 QUOTA_DEFAULTS = Quotas(
     cost_per_second=10_000,
@@ -52,40 +46,6 @@ RETENTION_DEFAULTS = Retention(
 )
 
 M = TypeVar("M", bound=Message)
-
-
-@dataclass(frozen=True, slots=True)
-class OrgSettings:
-    org_id: UUID
-    slug: str
-    display_name: str
-    time_zone: str
-    quotas: Quotas
-    member_rules: MemberRules
-    content_rules: ContentRules
-    retention: Retention
-
-
-_LOAD = """
-SELECT slug, display_name, time_zone, quotas, member_rules, content_rules, retention
-FROM orgs WHERE org_id = $1
-"""
-
-
-async def load(db: Executor, org_id: UUID) -> OrgSettings | None:
-    row = await db.fetchrow(_LOAD, org_id)
-    if row is None:
-        return None
-    return OrgSettings(
-        org_id=org_id,
-        slug=row["slug"],
-        display_name=row["display_name"],
-        time_zone=row["time_zone"],
-        quotas=in_force(parsed(row["quotas"], Quotas), QUOTA_DEFAULTS),
-        member_rules=parsed(row["member_rules"], MemberRules),
-        content_rules=parsed(row["content_rules"], ContentRules),
-        retention=in_force(parsed(row["retention"], Retention), RETENTION_DEFAULTS),
-    )
 
 
 def in_force(given: M, defaults: M) -> M:
