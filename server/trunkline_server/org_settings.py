@@ -1,8 +1,6 @@
 """How an organisation's settings are stored, and what is in force where it set nothing."""
 
-from datetime import date, datetime
 from typing import TypeVar
-from zoneinfo import ZoneInfo
 
 from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration

@@ -5,8 +5,9 @@ import re
 from dataclasses import dataclass
 from uuid import UUID
 
+from trunkline_server import audit
 from trunkline_server.db import Database
-from trunkline_server.identity import audit, queries, rules
+from trunkline_server.identity import queries, rules
 from trunkline_server.identity.authenticator import TOPIC_ORG
 from trunkline_server.identity.passwords import Passwords
 from trunkline_server.identity.rules import Peppers

@@ -10,11 +10,11 @@ from google.protobuf.message import Message
 
 from trunkline.api.identity.v1 import identity_service_pb2 as pb
 from trunkline.api.options.v1 import policy_pb2
-from trunkline_server import org_settings
+from trunkline_server import audit, org_settings
 from trunkline_server.db import Database, Executor, Record
 from trunkline_server.errors import FieldViolation, PermissionDenied, QuotaViolation
 from trunkline_server.idempotency import Write, once
-from trunkline_server.identity import audit, present, queries, rules, sessions
+from trunkline_server.identity import present, queries, rules, sessions
 from trunkline_server.identity.authenticator import (
     PURPOSE_API_KEY,
     TOPIC_CREDENTIAL,

@@ -6,8 +6,9 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from trunkline.api.identity.v1 import identity_service_pb2 as pb
+from trunkline_server import audit
 from trunkline_server.db import Executor, Record
-from trunkline_server.identity import audit, present, queries, rules
+from trunkline_server.identity import present, queries, rules
 from trunkline_server.identity.errors import (
     OrgSuspended,
     RefreshTokenInvalid,

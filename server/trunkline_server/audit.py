@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from trunkline_server.audit_chain import CHAIN_START, AuditEntry, chain_hash
 from trunkline_server.db import Database, Executor, Record
-from trunkline_server.identity.rules import CHAIN_START, AuditEntry, chain_hash
 from trunkline_server.ids import uuid7
 from trunkline_server.rpc.caller import CURRENT, Caller
 
