@@ -6,13 +6,7 @@ from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from trunkline.api.identity.v1.identity_service_pb2 import (
-    ContentRules,
-    MemberRules,
-    Quotas,
-    Retention,
-)
-from trunkline_server.db import Executor
+from trunkline.api.identity.v1.identity_service_pb2 import Quotas, Retention
 
 QUOTA_DEFAULTS = Quotas(
     cost_per_second=10_000,
@@ -50,48 +44,6 @@ RETENTION_DEFAULTS = Retention(
 )
 
 M = TypeVar("M", bound=Message)
-
-
-@dataclass(frozen=True, slots=True)
-class OrgSettings:
-    """What holds in an organisation."""
-
-    org_id: UUID
-    version: int
-    slug: str
-    display_name: str
-    zone: ZoneInfo
-    quotas: Quotas
-    member_rules: MemberRules
-    content_rules: ContentRules
-    retention: Retention
-
-    def today(self, now: datetime) -> date:
-        """The organisation's day at that moment."""
-        return now.astimezone(self.zone).date()
-
-
-_LOAD = """
-SELECT version, slug, display_name, time_zone, quotas, member_rules, content_rules, retention
-FROM orgs WHERE org_id = $1
-"""
-
-
-async def load(db: Executor, org_id: UUID) -> OrgSettings | None:
-    row = await db.fetchrow(_LOAD, org_id)
-    if row is None:
-        return None
-    return OrgSettings(
-        org_id=org_id,
-        version=row["version"],
-        slug=row["slug"],
-        display_name=row["display_name"],
-        zone=ZoneInfo(row["time_zone"]),
-        quotas=in_force(parsed(row["quotas"], Quotas), QUOTA_DEFAULTS),
-        member_rules=parsed(row["member_rules"], MemberRules),
-        content_rules=parsed(row["content_rules"], ContentRules),
-        retention=in_force(parsed(row["retention"], Retention), RETENTION_DEFAULTS),
-    )
 
 
 def in_force(given: M, defaults: M) -> M:
