@@ -206,8 +206,11 @@ async def _connection(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     )
     try:
         yield conn
-    finally:
-        await conn.close(timeout=CONNECT_TIMEOUT_S)
+    except BaseException:
+        conn.terminate()  # it may be broken, and a second error would hide the first
+        raise
+    # In good order: whoever copies the database next must not find us still there.
+    await conn.close(timeout=CONNECT_TIMEOUT_S)
 
 
 # hashtext('trunkline.schema_migrations') would do; a constant is the same on every version.
@@ -266,14 +269,9 @@ async def _turn(keeper: asyncpg.Connection, wait_s: float) -> AsyncIterator[None
             await asyncio.sleep(LOCK_POLL_S)
         else:
             break
-    try:
-        if tag != "SELECT 1":
-            raise MigrationError("schema_migrations_lock has lost its row")
-        yield
-    finally:
-        # A connection that died with the server must not hide the error that says so.
-        if not keeper.is_closed():
-            await transaction.rollback()
+    if tag != "SELECT 1":
+        raise MigrationError("schema_migrations_lock has lost its row")
+    yield  # the lock goes when the keeper closes
 
 
 _LOCK_TIMEOUT = "SELECT set_config('lock_timeout', $1, $2)"
@@ -294,6 +292,8 @@ async def _apply(conn: asyncpg.Connection, migration: Migration, lock_attempts: 
                 ) from e
             # Giving up lets the calls queued behind this lock through before the next try.
             await asyncio.sleep(_backoff_s(attempt))
+        except asyncpg.InterfaceError as e:
+            raise MigrationError(f"{migration.label}: the connection was lost; run again") from e
         else:
             elapsed_s = time.monotonic() - started
             return Applied(migration.number, migration.name, migration.sha256, elapsed_s, attempt)
