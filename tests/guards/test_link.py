@@ -286,3 +286,49 @@ async def _die(link: Link) -> None:
     await asyncio.gather(*link._tasks, return_exceptions=True)
     link._tasks = []
     await link.close()
+
+
+class Stalling:
+    """A proxy that forgets its connections without closing them, as a lost route does."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._pumps: list[asyncio.Task[None]] = []
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0"
+
+    def forget(self) -> None:
+        for pump in self._pumps:
+            pump.cancel()
+
+    async def close(self) -> None:
+        self.forget()
+        self._server.close()
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers += [writer, back]
+        for source, sink in ((reader, back), (there, writer)):
+            self._pumps.append(asyncio.create_task(self._pump(source, sink)))
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while chunk := await source.read(65536):
+            sink.write(chunk)
+        sink.close()
+
+
+async def test_connections_that_died_silently_are_replaced(server: Server) -> None:
+    proxy = Stalling(server.port)
+    url = await proxy.start()
+    async with links(url, 1) as (link,):
+        ear = Ear(link)
+        proxy.forget()
+        assert await ear.hears("LOSS") < NOTICED_WITHIN_S
+        await ear.hears("RECOVERY")
+    await proxy.close()
