@@ -81,8 +81,6 @@ FIELDS: Final = frozenset(
 _OWN: Final = ("trunkline_server", "trunkline")
 # Where a foreign library's fixed words end and its values begin.
 _VALUES_BEGIN = re.compile(r"[\n'\"<>\[({=]")
-# json escapes C0 and everything beyond ASCII; DEL is the one control character it leaves.
-_DEL: Final = str.maketrans({"\x7f": "\\u007f"})
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +115,8 @@ class JsonFormatter(logging.Formatter):
             line[key] = _value(record.__dict__[key])
         if record.exc_info and record.exc_info[1] is not None:
             line["error"] = list(_errors(record.exc_info[1]))
-        return json.dumps(line, ensure_ascii=True, separators=(",", ":")).translate(_DEL)
+        # ASCII only: json then escapes each control character, DEL and C1 included.
+        return json.dumps(line, ensure_ascii=True, separators=(",", ":"))
 
 
 def _time(seconds: float) -> str:
