@@ -34,7 +34,7 @@ def read(content: bytes, layout: Layout, org: OrgRules) -> list[Row]:
             at, line_no = after_line, line_no + 1
             continue
         row_no += 1
-        code, column, cells, raw, after = "", "", [], line, after_line
+        code, column, raw, after = "", "", line, after_line
         try:
             cells, raw, after = _record(content, at, line, after_line, layout)
             values = _values(cells, raw, layout, org)

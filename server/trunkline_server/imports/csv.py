@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -129,17 +130,13 @@ class Parser:
         self._batch_rows = batch_rows
         self._rows_max = rows_max
         self._read_ahead_bytes = read_ahead_bytes
-        self._buffer = b""
-        self._at = 0
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
-        # The cursor, in parts: made into one at batch borders only, since this is the hot place.
+        # Where reading stands, in parts: this is the hot place, so a Cursor is made at batch
+        # borders only. _base is the file offset of the buffer's first byte.
         cursor = start or layout.first
-        self._offset, self._row_no, self._line_no = (
-            cursor.byte_offset,
-            cursor.row_no,
-            cursor.line_no,
-        )
+        self._buffer, self._at, self._base = b"", 0, cursor.byte_offset
+        self._row_no, self._line_no = cursor.row_no, cursor.line_no
         self._batch = Batch(cursor, cursor)
 
     def feed(self, chunk: bytes) -> list[Batch]:
@@ -153,54 +150,66 @@ class Parser:
     def finish(self) -> list[Batch]:
         """Say that the file ends here and return the batches that are left."""
         batches = list(self._read(is_last=True))
-        if self._offset > self._batch.start.byte_offset:
+        if self._base + self._at > self._batch.start.byte_offset:
             batches.append(self._closed())
         return batches
 
     def _read(self, *, is_last: bool) -> Iterator[Batch]:
-        self._buffer = b"".join((self._buffer[self._at :], *self._waiting))
-        self._waiting, self._waiting_bytes, self._at = [], 0, 0
+        self._refill()
         while True:
-            rows_left = self._batch.start.row_no + self._batch_rows - self._row_no
-            bytes_left = self._batch.start.byte_offset + BATCH_BYTES_MAX - self._offset
-            if rows_left <= 0 or bytes_left <= 0:
+            start = self._batch.start
+            rows_left = start.row_no + self._batch_rows - self._row_no
+            # Never past the batch's end, so that its size does not depend on the chunks.
+            end = start.byte_offset + BATCH_BYTES_MAX - self._base
+            if rows_left <= 0 or self._at >= end:
                 yield self._closed()
                 continue
-            # Never past the batch's end, so that its size does not depend on the chunks.
-            matched = self._rules.run(rows_left).match(
-                self._buffer, self._at, self._at + bytes_left
-            )
-            if matched is not None:
-                self._take_run(matched.group())
-                if self._row_no - self._batch.start.row_no >= self._batch_rows:
-                    continue
-            elif not self._take_record(is_last):
+            rows_max, run = self._rules.run(rows_left)
+            matched = run(self._buffer, self._at, end)
+            if matched is not None and self._take_run(matched.group()) == rows_max:
+                continue
+            # A run that could have been longer ends before a record of the other kind.
+            if not self._is_full(end) and not self._take_record(is_last):
                 return
 
+    def _refill(self) -> None:
+        self._buffer = b"".join((self._buffer[self._at :], *self._waiting))
+        self._waiting, self._waiting_bytes = [], 0
+        self._base, self._at = self._base + self._at, 0
+
+    def _is_full(self, end: int) -> bool:
+        return self._at >= end or self._row_no - self._batch.start.row_no >= self._batch_rows
+
     def _closed(self) -> Batch:
+        if self._row_no > self._rows_max:
+            raise FileRefused(FileCode.TOO_MANY_ROWS, str(self._rows_max))
         batch = self._batch
-        batch.end = Cursor(self._offset, self._row_no, self._line_no)
+        batch.end = Cursor(self._base + self._at, self._row_no, self._line_no)
         self._batch = Batch(batch.end, batch.end)
         return batch
 
-    def _take_run(self, run: bytes) -> None:
-        """Take records that are stored as they stand."""
-        if self._rules.run_holds(run):
-            self._accept(run, run, run.count(b"\n"))
-            return
-        stretch: list[bytes] = []
-        for line in run.splitlines(keepends=True):
-            if self._rules.run_holds(line):
-                stretch.append(line)
+    def _take_run(self, run: bytes) -> int:
+        """Take records that are stored as they stand, and return how many there were."""
+        if not self._rules.run_holds(run):
+            return self._take_each(run)
+        rows = run.count(b"\n")
+        self._accept(run, run, rows, len(run), rows)
+        return rows
+
+    def _take_each(self, run: bytes) -> int:
+        """Go through a run with a record that the expression could not judge to the end."""
+        lines = run.splitlines(keepends=True)
+        for holds, group in itertools.groupby(lines, self._rules.run_holds):
+            if holds:
+                stretch = list(group)
+                stored = b"".join(stretch)
+                self._accept(stored, stored, len(stretch), len(stored), len(stretch))
                 continue
-            if stretch:
-                self._accept(b"".join(stretch), b"".join(stretch), len(stretch))
-                stretch = []
-            raw = _without_eol(line)
-            cells = raw.split(self._rules.delimiter)
-            self._judge((raw, self._at + len(line), 1, cells, None, 0))
-        if stretch:
-            self._accept(b"".join(stretch), b"".join(stretch), len(stretch))
+            for line in group:
+                raw = _without_eol(line)
+                cells = raw.split(self._rules.delimiter)
+                self._judge((raw, self._at + len(line), 1, cells, None, 0))
+        return len(lines)
 
     def _take_record(self, is_last: bool) -> bool:
         """Take one record the slow way. False: it is not all there yet, or nothing is left."""
@@ -210,42 +219,33 @@ class Parser:
         if cut[0]:
             self._judge(cut)
         else:
-            self._advance(cut[1] - self._at, 0, 1)  # A blank line is no row.
+            self._at, self._line_no = cut[1], self._line_no + 1  # A blank line is no row.
         return True
 
     def _judge(self, cut: _Cut) -> None:
-        raw, end, lines = cut[0], cut[1], cut[2]
-        judged = self._rules.judge(raw, cut[3], cut[4], cut[5], self._offset)
+        raw, end, lines, cells, code, column = cut
+        offset, batch = self._base + self._at, self._batch
+        judged = self._rules.judge(raw, cells, code, column, offset)
         if isinstance(judged, bytes):
             self._accept(judged, raw, 1, end - self._at, lines)
             return
-        batch = self._batch
         batch.gaps.append(batch.accepted)
-        where = (self._row_no + 1, self._line_no, self._offset)
-        batch.rejects.append(Reject(*where, *judged, raw[:ROW_BYTES_MAX]))
-        self._advance(end - self._at, 1, lines)
+        self._row_no += 1
+        batch.rejects.append(
+            Reject(self._row_no, self._line_no, offset, *judged, raw[:ROW_BYTES_MAX])
+        )
+        self._at = end
+        self._line_no += lines
 
-    def _accept(
-        self,
-        stored: bytes,
-        raw: bytes,
-        rows: int,
-        size: int | None = None,
-        lines: int | None = None,
-    ) -> None:
+    def _accept(self, stored: bytes, raw: bytes, rows: int, size: int, lines: int) -> None:
         batch = self._batch
         batch.copy.append(stored)
         batch.accepted += rows
-        batch._pieces.append((self._row_no + 1, self._line_no, self._offset, rows, raw))
-        self._advance(len(raw) if size is None else size, rows, rows if lines is None else lines)
-
-    def _advance(self, size: int, rows: int, lines: int) -> None:
+        offset = self._base + self._at
+        batch._pieces.append((self._row_no + 1, self._line_no, offset, rows, raw))
         self._at += size
-        self._offset += size
         self._row_no += rows
         self._line_no += lines
-        if self._row_no > self._rows_max:
-            raise FileRefused(FileCode.TOO_MANY_ROWS, str(self._rows_max))
 
 
 def _without_eol(line: bytes) -> bytes:
@@ -279,15 +279,17 @@ class _Cutter:
                 raise FileRefused(FileCode.LINE_ENDLESS)
             if not is_last or at == len(buffer):
                 return None
-        end = len(buffer) if line_end < 0 else line_end + 1
-        line = _without_eol(buffer[at:end])
+            line_end = len(buffer)
+        line, end = buffer[at:line_end], min(line_end + 1, len(buffer))
+        if line.endswith(b"\r"):
+            line = line[:-1]
         if len(line) > ROW_BYTES_MAX:
             return line, end, 1, None, RowCode.ROW_TOO_LONG, -1
-        if self._quote not in line:
-            if b"\r" in line:
-                return self._malformed(line, end)
-            return line, end, 1, line.split(self._delimiter), None, 0
-        return self._quoted_record(buffer, at, line, end, is_last)
+        if self._quote in line:
+            return self._quoted_record(buffer, at, line, end, is_last)
+        if b"\r" in line:
+            return self._malformed(line, end)
+        return line, end, 1, line.split(self._delimiter), None, 0
 
     def _quoted_record(
         self, buffer: bytes, at: int, line: bytes, line_end: int, is_last: bool
@@ -342,6 +344,7 @@ class _Cutter:
 # ---- What a record holds ----
 
 _Refusal = tuple[str, str, str]
+_Match = Callable[[bytes, int, int], re.Match[bytes] | None]
 _VALUE_REFUSALS = {code: (str(code), message) for code, message in members.MESSAGES.items()}
 
 
@@ -367,8 +370,8 @@ class RowRules:
         self._judges = [judge_of(name, org) for name in layout.fields]
         self._number_at = layout.fields.index("member_number")
         record = re.escape(self.delimiter).join(sources) + layout.eol
-        self._runs = [
-            (rows, re.compile(b"(?:%b){1,%d}+" % (record, rows)))
+        self._runs: list[tuple[int, _Match]] = [
+            (rows, re.compile(b"(?:%b){1,%d}+" % (record, rows)).match)
             for rows in (RUN_ROWS, SHORT_RUN_ROWS, 1)
         ]
         self._numbers = _column_pattern(self._number_at, self.delimiter)
@@ -378,12 +381,11 @@ class RowRules:
             else lambda number: members.check_digit_holds(number.decode(), self._check)
         )
 
-    def run(self, rows_max: int) -> re.Pattern[bytes]:
-        """Return the expression for the longest runs of at most so many records."""
-        for rows, pattern in self._runs:
-            if rows <= rows_max:
-                return pattern
-        raise ValueError("a run has at least one row")
+    def run(self, rows_left: int) -> tuple[int, _Match]:
+        """Return what matches the longest run that fits, and how many records that has at most."""
+        if rows_left >= RUN_ROWS:
+            return self._runs[0]
+        return self._runs[1] if rows_left >= SHORT_RUN_ROWS else self._runs[2]
 
     def run_holds(self, run: bytes) -> bool:
         """Judge what the expression cannot: letters beyond ASCII, and check digits."""
