@@ -19,7 +19,8 @@ Code = grpc.StatusCode
 
 
 def new_user(org: Org, name: str = "bob", **given: Any) -> pb.CreateUserRequest:
-    given = {"role": policy_pb2.ROLE_AGENT, "password": PASSWORD} | given
+    given.setdefault("role", policy_pb2.ROLE_AGENT)
+    given.setdefault("password", PASSWORD)
     return pb.CreateUserRequest(email=f"{name}@{org.slug}.example", display_name=name, **given)
 
 
