@@ -236,6 +236,120 @@ BEGIN
 END
 $$;
 
+CREATE TABLE public.imports (
+    org_id uuid NOT NULL,
+    import_id uuid NOT NULL,
+    state text DEFAULT 'CREATED'::text NOT NULL,
+    spec jsonb NOT NULL,
+    validate_only boolean DEFAULT false NOT NULL,
+    parent_import_id uuid,
+    file_name text DEFAULT ''::text NOT NULL,
+    actor_kind text NOT NULL,
+    actor_id uuid NOT NULL,
+    actor_name text DEFAULT ''::text NOT NULL,
+    upload_epoch bigint DEFAULT 0 NOT NULL,
+    persisted_bytes bigint DEFAULT 0 NOT NULL,
+    crc32 bigint DEFAULT 0 NOT NULL,
+    total_bytes bigint,
+    sha256 bytea,
+    layout jsonb,
+    job_id uuid,
+    start_not_before timestamp with time zone,
+    attempts integer DEFAULT 0 NOT NULL,
+    bytes_processed bigint DEFAULT 0 NOT NULL,
+    rows_read bigint DEFAULT 0 NOT NULL,
+    created bigint DEFAULT 0 NOT NULL,
+    updated bigint DEFAULT 0 NOT NULL,
+    unchanged bigint DEFAULT 0 NOT NULL,
+    rejected bigint DEFAULT 0 NOT NULL,
+    superseded bigint DEFAULT 0 NOT NULL,
+    terminated bigint DEFAULT 0 NOT NULL,
+    problem jsonb,
+    plan jsonb,
+    plan_etag text,
+    committed_at timestamp with time zone,
+    applied_at timestamp with time zone,
+    undo_requested_at timestamp with time zone,
+    undo_ended_at timestamp with time zone,
+    undo_actor_id uuid,
+    undo_actor_name text DEFAULT ''::text NOT NULL,
+    undo_reversed bigint DEFAULT 0 NOT NULL,
+    undo_kept bigint DEFAULT 0 NOT NULL,
+    undo_failed bigint DEFAULT 0 NOT NULL,
+    version bigint DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    upload_ended_at timestamp with time zone,
+    started_at timestamp with time zone,
+    ended_at timestamp with time zone,
+    expires_at timestamp with time zone,
+    content_dropped_at timestamp with time zone,
+    CONSTRAINT imports_actor_kind_check CHECK ((actor_kind = ANY (ARRAY['USER'::text, 'KEY'::text]))),
+    CONSTRAINT imports_check CHECK (((total_bytes IS NULL) = (sha256 IS NULL))),
+    CONSTRAINT imports_check1 CHECK (((state <> ALL (ARRAY['CREATED'::text, 'UPLOADING'::text])) OR (expires_at IS NOT NULL))),
+    CONSTRAINT imports_check2 CHECK (((state <> ALL (ARRAY['QUEUED'::text, 'RUNNING'::text, 'AWAITING_COMMIT'::text, 'UNDOING'::text])) OR (expires_at IS NULL))),
+    CONSTRAINT imports_crc32_check CHECK (((crc32 >= 0) AND (crc32 <= '4294967295'::bigint))),
+    CONSTRAINT imports_file_name_check CHECK ((length(file_name) <= 255)),
+    CONSTRAINT imports_persisted_bytes_check CHECK ((persisted_bytes >= 0)),
+    CONSTRAINT imports_plan_etag_check CHECK (((length(plan_etag) >= 1) AND (length(plan_etag) <= 64))),
+    CONSTRAINT imports_sha256_check CHECK ((length(sha256) = 32)),
+    CONSTRAINT imports_spec_check CHECK ((jsonb_typeof(spec) = 'object'::text)),
+    CONSTRAINT imports_state_check CHECK ((state = ANY (ARRAY['CREATED'::text, 'UPLOADING'::text, 'QUEUED'::text, 'RUNNING'::text, 'AWAITING_COMMIT'::text, 'SUCCEEDED'::text, 'FAILED'::text, 'CANCELLED'::text, 'DEAD'::text, 'UNDOING'::text, 'UNDONE'::text]))),
+    CONSTRAINT imports_total_bytes_check CHECK ((total_bytes >= 0))
+)
+WITH (fillfactor='50', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='200');
+
+ALTER TABLE ONLY public.imports FORCE ROW LEVEL SECURITY;
+
+CREATE FUNCTION public.import_backlog(wanted_org uuid, OUT all_bytes bigint, OUT org_bytes bigint, OUT all_draining boolean, OUT org_draining boolean) RETURNS record
+    LANGUAGE sql STABLE SECURITY DEFINER
+    BEGIN ATOMIC
+ SELECT (COALESCE(sum((i.persisted_bytes - i.bytes_processed)), (0)::numeric))::bigint AS "coalesce",
+     (COALESCE(sum((i.persisted_bytes - i.bytes_processed)) FILTER (WHERE (i.org_id = import_backlog.wanted_org)), (0)::numeric))::bigint AS "coalesce",
+     COALESCE(bool_or((i.state = ANY (ARRAY['QUEUED'::text, 'RUNNING'::text]))), false) AS "coalesce",
+     COALESCE(bool_or((i.state = ANY (ARRAY['QUEUED'::text, 'RUNNING'::text]))) FILTER (WHERE (i.org_id = import_backlog.wanted_org)), false) AS "coalesce"
+    FROM public.imports i
+   WHERE (i.state = ANY (ARRAY['CREATED'::text, 'UPLOADING'::text, 'QUEUED'::text, 'RUNNING'::text]));
+END;
+
+CREATE FUNCTION public.imports_guard() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NEW.state <> OLD.state AND (OLD.state, NEW.state) NOT IN (
+        ('CREATED', 'UPLOADING'), ('CREATED', 'QUEUED'), ('CREATED', 'FAILED'),
+        ('CREATED', 'CANCELLED'),
+        ('UPLOADING', 'QUEUED'), ('UPLOADING', 'FAILED'), ('UPLOADING', 'CANCELLED'),
+        ('QUEUED', 'RUNNING'), ('QUEUED', 'FAILED'), ('QUEUED', 'CANCELLED'), ('QUEUED', 'DEAD'),
+        -- Back to the queue: the lease was handed on, or the worker died.
+        ('RUNNING', 'QUEUED'), ('RUNNING', 'AWAITING_COMMIT'), ('RUNNING', 'SUCCEEDED'),
+        ('RUNNING', 'FAILED'), ('RUNNING', 'CANCELLED'), ('RUNNING', 'DEAD'),
+        ('AWAITING_COMMIT', 'QUEUED'), ('AWAITING_COMMIT', 'FAILED'),
+        ('AWAITING_COMMIT', 'CANCELLED'),
+        -- CommitImport of what was only checked.
+        ('SUCCEEDED', 'QUEUED'),
+        ('FAILED', 'QUEUED'), ('DEAD', 'QUEUED'),
+        ('SUCCEEDED', 'UNDOING'), ('FAILED', 'UNDOING'), ('CANCELLED', 'UNDOING'),
+        ('DEAD', 'UNDOING'), ('UNDOING', 'DEAD'), ('UNDOING', 'UNDONE')
+    ) THEN
+        RAISE EXCEPTION 'an import does not go from % to %', OLD.state, NEW.state
+            USING ERRCODE = 'check_violation';
+    END IF;
+    IF (NEW.persisted_bytes < OLD.persisted_bytes OR NEW.upload_epoch < OLD.upload_epoch
+        OR NEW.bytes_processed < OLD.bytes_processed OR NEW.rows_read < OLD.rows_read
+        OR NEW.created < OLD.created OR NEW.updated < OLD.updated
+        OR NEW.unchanged < OLD.unchanged OR NEW.rejected < OLD.rejected
+        OR NEW.superseded < OLD.superseded OR NEW.terminated < OLD.terminated
+        OR NEW.undo_reversed < OLD.undo_reversed OR NEW.undo_kept < OLD.undo_kept
+        OR NEW.undo_failed < OLD.undo_failed) THEN
+        RAISE EXCEPTION 'counters of an import only grow' USING ERRCODE = 'check_violation';
+    END IF;
+    NEW.version := OLD.version + 1;
+    NEW.updated_at := now();
+    RETURN NEW;
+END
+$$;
+
 CREATE FUNCTION public.job_backoff(attempts integer, base interval, ceiling interval) RETURNS interval
     LANGUAGE sql
     RETURN (LEAST(ceiling, (base * power((2)::double precision, ((LEAST(GREATEST(attempts, 1), 30) - 1))::double precision))) * ((0.5)::double precision + (random() / (2)::double precision)));
@@ -368,6 +482,116 @@ CREATE TABLE public.audit_unsealed (
 );
 
 ALTER TABLE ONLY public.audit_unsealed FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE public.import_batches (
+    org_id uuid NOT NULL,
+    import_id uuid NOT NULL,
+    batch_no integer NOT NULL,
+    lane smallint DEFAULT 0 NOT NULL,
+    state text DEFAULT 'DONE'::text NOT NULL,
+    start_byte bigint NOT NULL,
+    start_row bigint NOT NULL,
+    start_line bigint NOT NULL,
+    end_byte bigint NOT NULL,
+    end_row bigint NOT NULL,
+    end_line bigint NOT NULL,
+    change_id uuid,
+    created bigint DEFAULT 0 NOT NULL,
+    updated bigint DEFAULT 0 NOT NULL,
+    unchanged bigint DEFAULT 0 NOT NULL,
+    rejected bigint DEFAULT 0 NOT NULL,
+    superseded bigint DEFAULT 0 NOT NULL,
+    done_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT import_batches_batch_no_check CHECK ((batch_no >= 0)),
+    CONSTRAINT import_batches_check CHECK ((end_byte > start_byte)),
+    CONSTRAINT import_batches_check1 CHECK ((end_row >= start_row)),
+    CONSTRAINT import_batches_check2 CHECK ((end_line >= start_line)),
+    CONSTRAINT import_batches_state_check CHECK ((state = ANY (ARRAY['DONE'::text, 'UNDONE'::text])))
+);
+
+ALTER TABLE ONLY public.import_batches FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE public.import_chunks (
+    org_id uuid NOT NULL,
+    import_id uuid NOT NULL,
+    byte_offset bigint NOT NULL,
+    prefix_crc32 bigint NOT NULL,
+    data bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT import_chunks_byte_offset_check CHECK ((byte_offset >= 0)),
+    CONSTRAINT import_chunks_data_check CHECK (((length(data) >= 1) AND (length(data) <= 1048576))),
+    CONSTRAINT import_chunks_prefix_crc32_check CHECK (((prefix_crc32 >= 0) AND (prefix_crc32 <= '4294967295'::bigint)))
+)
+WITH (autovacuum_vacuum_scale_factor='0.05', toast.autovacuum_vacuum_scale_factor='0.05');
+ALTER TABLE ONLY public.import_chunks ALTER COLUMN data SET STORAGE EXTERNAL;
+
+ALTER TABLE ONLY public.import_chunks FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE public.import_plan (
+    org_id uuid NOT NULL,
+    import_id uuid NOT NULL,
+    member_number text NOT NULL,
+    row_no bigint NOT NULL,
+    batch_no integer NOT NULL,
+    action text NOT NULL,
+    member_id uuid NOT NULL,
+    base_version bigint,
+    given_name text,
+    family_name text,
+    email text,
+    phone text,
+    date_of_birth date,
+    plan text,
+    status text,
+    effective_from date,
+    effective_to date,
+    attributes jsonb,
+    CONSTRAINT import_plan_action_check CHECK ((action = ANY (ARRAY['CREATE'::text, 'UPDATE'::text, 'UNCHANGED'::text, 'TERMINATE'::text])))
+)
+WITH (autovacuum_vacuum_scale_factor='0.05');
+
+ALTER TABLE ONLY public.import_plan FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE public.import_rejects (
+    org_id uuid NOT NULL,
+    import_id uuid NOT NULL,
+    row_no bigint NOT NULL,
+    line_no bigint NOT NULL,
+    byte_offset bigint NOT NULL,
+    column_name text DEFAULT ''::text NOT NULL,
+    code text NOT NULL,
+    message text DEFAULT ''::text NOT NULL,
+    raw bytea NOT NULL,
+    CONSTRAINT import_rejects_code_check CHECK (((length(code) >= 1) AND (length(code) <= 64)))
+)
+WITH (autovacuum_vacuum_scale_factor='0.05');
+
+ALTER TABLE ONLY public.import_rejects FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE public.import_seen (
+    org_id uuid NOT NULL,
+    import_id uuid NOT NULL,
+    member_number text NOT NULL,
+    row_no bigint NOT NULL,
+    batch_no integer NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.05');
+
+ALTER TABLE ONLY public.import_seen FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE public.import_undo (
+    org_id uuid NOT NULL,
+    import_id uuid NOT NULL,
+    row_no bigint NOT NULL,
+    member_id uuid NOT NULL,
+    member_number text NOT NULL,
+    outcome text NOT NULL,
+    message text DEFAULT ''::text NOT NULL,
+    CONSTRAINT import_undo_outcome_check CHECK ((outcome = ANY (ARRAY['REVERSED'::text, 'KEPT_BECAUSE_EDITED'::text, 'FAILED'::text])))
+)
+WITH (autovacuum_vacuum_scale_factor='0.05');
+
+ALTER TABLE ONLY public.import_undo FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE public.job_queues (
     org_id uuid NOT NULL,
@@ -635,6 +859,27 @@ ALTER TABLE ONLY public.audit_seals
 ALTER TABLE ONLY public.audit_unsealed
     ADD CONSTRAINT audit_unsealed_pkey PRIMARY KEY (org_id, audit_id);
 
+ALTER TABLE ONLY public.import_batches
+    ADD CONSTRAINT import_batches_pkey PRIMARY KEY (org_id, import_id, batch_no);
+
+ALTER TABLE ONLY public.import_chunks
+    ADD CONSTRAINT import_chunks_pkey PRIMARY KEY (org_id, import_id, byte_offset);
+
+ALTER TABLE ONLY public.import_plan
+    ADD CONSTRAINT import_plan_pkey PRIMARY KEY (org_id, import_id, member_number);
+
+ALTER TABLE ONLY public.import_rejects
+    ADD CONSTRAINT import_rejects_pkey PRIMARY KEY (org_id, import_id, row_no);
+
+ALTER TABLE ONLY public.import_seen
+    ADD CONSTRAINT import_seen_pkey PRIMARY KEY (org_id, import_id, member_number);
+
+ALTER TABLE ONLY public.import_undo
+    ADD CONSTRAINT import_undo_pkey PRIMARY KEY (org_id, import_id, row_no, member_id);
+
+ALTER TABLE ONLY public.imports
+    ADD CONSTRAINT imports_pkey PRIMARY KEY (org_id, import_id);
+
 ALTER TABLE ONLY public.job_queues
     ADD CONSTRAINT job_queues_pkey PRIMARY KEY (org_id);
 
@@ -700,6 +945,22 @@ CREATE INDEX audit_log_newest ON ONLY public.audit_log USING btree (org_id, at D
 
 CREATE INDEX audit_log_default_org_id_at_audit_id_idx ON public.audit_log_default USING btree (org_id, at DESC, audit_id DESC);
 
+CREATE INDEX imports_children ON public.imports USING btree (org_id, parent_import_id, import_id) WHERE (parent_import_id IS NOT NULL);
+
+CREATE INDEX imports_ended ON public.imports USING btree (org_id, ended_at) WHERE (ended_at IS NOT NULL);
+
+CREATE INDEX imports_expiry ON public.imports USING btree (org_id, expires_at) WHERE (expires_at IS NOT NULL);
+
+CREATE INDEX imports_live ON public.imports USING btree (org_id, import_id) WHERE (state = ANY (ARRAY['CREATED'::text, 'UPLOADING'::text, 'QUEUED'::text, 'RUNNING'::text]));
+
+CREATE INDEX imports_newest ON public.imports USING btree (org_id, created_at DESC, import_id DESC);
+
+CREATE INDEX imports_same_file ON public.imports USING btree (org_id, sha256, total_bytes) WHERE (sha256 IS NOT NULL);
+
+CREATE INDEX imports_starts ON public.imports USING btree (org_id, start_not_before DESC) WHERE (start_not_before IS NOT NULL);
+
+CREATE INDEX imports_waiting ON public.imports USING btree (org_id, start_not_before, import_id) WHERE (state = 'QUEUED'::text);
+
 CREATE INDEX jobs_dead ON public.jobs USING btree (org_id, job_id) WHERE (state = 'DEAD'::text);
 
 CREATE UNIQUE INDEX jobs_dedup ON public.jobs USING btree (org_id, kind, dedup_key) WHERE ((dedup_key IS NOT NULL) AND (state = ANY (ARRAY['QUEUED'::text, 'RUNNING'::text])));
@@ -764,11 +1025,22 @@ ALTER INDEX public.validation_log_actor ATTACH PARTITION public.validation_log_d
 
 ALTER INDEX public.validation_log_pkey ATTACH PARTITION public.validation_log_default_pkey;
 
+CREATE TRIGGER imports_guard BEFORE UPDATE ON public.imports FOR EACH ROW EXECUTE FUNCTION public.imports_guard();
+
 ALTER TABLE ONLY public.api_key_secrets
     ADD CONSTRAINT api_key_secrets_org_id_key_id_fkey FOREIGN KEY (org_id, key_id) REFERENCES public.api_keys(org_id, key_id);
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.orgs(org_id);
+
+ALTER TABLE ONLY public.import_chunks
+    ADD CONSTRAINT import_chunks_org_id_import_id_fkey FOREIGN KEY (org_id, import_id) REFERENCES public.imports(org_id, import_id);
+
+ALTER TABLE ONLY public.imports
+    ADD CONSTRAINT imports_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.orgs(org_id);
+
+ALTER TABLE ONLY public.imports
+    ADD CONSTRAINT imports_org_id_parent_import_id_fkey FOREIGN KEY (org_id, parent_import_id) REFERENCES public.imports(org_id, import_id);
 
 ALTER TABLE ONLY public.member_change_seqs
     ADD CONSTRAINT member_change_seqs_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.orgs(org_id);
@@ -800,6 +1072,8 @@ ALTER TABLE public.audit_seals ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.audit_unsealed ENABLE ROW LEVEL SECURITY;
 
+CREATE POLICY expired_read ON public.imports FOR SELECT TO trunkline_worker USING (((expires_at <= now()) OR (ended_at < (now() - '1 day'::interval))));
+
 CREATE POLICY expired_read ON public.requests FOR SELECT TO trunkline_worker USING ((expires_at <= now()));
 
 CREATE POLICY expired_read ON public.sessions FOR SELECT TO trunkline_worker USING ((expires_at <= now()));
@@ -808,6 +1082,20 @@ CREATE POLICY expired_sweep ON public.requests FOR DELETE TO trunkline_worker US
 
 CREATE POLICY expired_sweep ON public.sessions FOR DELETE TO trunkline_worker USING ((expires_at <= now()));
 
+ALTER TABLE public.import_batches ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.import_chunks ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.import_plan ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.import_rejects ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.import_seen ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.import_undo ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.imports ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE public.job_queues ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.jobs ENABLE ROW LEVEL SECURITY;
@@ -815,6 +1103,8 @@ ALTER TABLE public.jobs ENABLE ROW LEVEL SECURITY;
 CREATE POLICY lookup ON public.api_key_secrets FOR SELECT TO trunkline_definer USING (true);
 
 CREATE POLICY lookup ON public.api_keys FOR SELECT TO trunkline_definer USING (true);
+
+CREATE POLICY lookup ON public.imports FOR SELECT TO trunkline_definer USING (true);
 
 CREATE POLICY lookup ON public.orgs FOR SELECT TO trunkline_definer USING (true);
 
@@ -863,6 +1153,20 @@ CREATE POLICY tenant ON public.audit_log_default USING ((org_id = public.current
 CREATE POLICY tenant ON public.audit_seals USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
 CREATE POLICY tenant ON public.audit_unsealed USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.import_batches USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.import_chunks USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.import_plan USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.import_rejects USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.import_seen USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.import_undo USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.imports USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
 CREATE POLICY tenant ON public.job_queues USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
@@ -955,6 +1259,14 @@ GRANT ALL ON FUNCTION public.auth_session(wanted_org uuid, wanted_user uuid, wan
 REVOKE ALL ON FUNCTION public.ensure_month_partition(parent regclass, month date) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.ensure_month_partition(parent regclass, month date) TO trunkline_worker;
 
+GRANT SELECT,INSERT,UPDATE ON TABLE public.imports TO trunkline_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.imports TO trunkline_worker;
+GRANT SELECT ON TABLE public.imports TO trunkline_definer;
+
+REVOKE ALL ON FUNCTION public.import_backlog(wanted_org uuid, OUT all_bytes bigint, OUT org_bytes bigint, OUT all_draining boolean, OUT org_draining boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.import_backlog(wanted_org uuid, OUT all_bytes bigint, OUT org_bytes bigint, OUT all_draining boolean, OUT org_draining boolean) TO trunkline_app;
+GRANT ALL ON FUNCTION public.import_backlog(wanted_org uuid, OUT all_bytes bigint, OUT org_bytes bigint, OUT all_draining boolean, OUT org_draining boolean) TO trunkline_worker;
+
 REVOKE ALL ON FUNCTION public.member_by_number(p_org uuid, p_number text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.member_by_number(p_org uuid, p_number text) TO trunkline_app;
 GRANT ALL ON FUNCTION public.member_by_number(p_org uuid, p_number text) TO trunkline_worker;
@@ -975,6 +1287,23 @@ GRANT SELECT,INSERT ON TABLE public.audit_seals TO trunkline_worker;
 
 GRANT SELECT,INSERT ON TABLE public.audit_unsealed TO trunkline_app;
 GRANT SELECT,INSERT,DELETE ON TABLE public.audit_unsealed TO trunkline_worker;
+
+GRANT SELECT ON TABLE public.import_batches TO trunkline_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.import_batches TO trunkline_worker;
+
+GRANT SELECT,INSERT ON TABLE public.import_chunks TO trunkline_app;
+GRANT SELECT,DELETE ON TABLE public.import_chunks TO trunkline_worker;
+
+GRANT SELECT ON TABLE public.import_plan TO trunkline_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.import_plan TO trunkline_worker;
+
+GRANT SELECT ON TABLE public.import_rejects TO trunkline_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.import_rejects TO trunkline_worker;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.import_seen TO trunkline_worker;
+
+GRANT SELECT ON TABLE public.import_undo TO trunkline_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.import_undo TO trunkline_worker;
 
 GRANT SELECT ON TABLE public.job_queues TO trunkline_app;
 GRANT SELECT,INSERT,UPDATE ON TABLE public.job_queues TO trunkline_worker;
