@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 READY = "ready"
 READY_TIMEOUT_S = 60
+ANSWER_TIMEOUT_S = 120
 STOP_TIMEOUT_S = 40
 
 
@@ -49,18 +50,29 @@ def running(
             command,
             cwd=ROOT,
             env={**os.environ, **(env or {})},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
         )
         try:
-            line = _first_line(child)
+            line = _next_line(child, READY_TIMEOUT_S)
             if not line.startswith(READY):
                 errors.seek(0)
                 raise StartFailed(f"{name} did not start: {line}{errors.read()[-2000:]}")
             yield child, line
         finally:
             stop(child)
+
+
+def ask(child: subprocess.Popen[str], question: str) -> str:
+    """A line to the process, and the line it answers."""
+    assert child.stdin is not None
+    print(question, file=child.stdin, flush=True)
+    answer = _next_line(child, ANSWER_TIMEOUT_S).strip()
+    if not answer:
+        raise StartFailed(f"a process ended instead of answering {question!r}")
+    return answer
 
 
 def stop(child: subprocess.Popen[str]) -> None:
@@ -76,7 +88,8 @@ def stop(child: subprocess.Popen[str]) -> None:
             pipe.close()
 
 
-def _first_line(child: subprocess.Popen[str]) -> str:
+def _next_line(child: subprocess.Popen[str], timeout_s: float) -> str:
+    """Empty when none came. A line at a time is asked for, so none hides in the buffer."""
     assert child.stdout is not None
-    readable, _, _ = select.select([child.stdout], [], [], READY_TIMEOUT_S)
+    readable, _, _ = select.select([child.stdout], [], [], timeout_s)
     return child.stdout.readline() if readable else ""

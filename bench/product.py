@@ -6,6 +6,7 @@ import asyncio
 import json
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,8 @@ from argon2.low_level import Type
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bench.process import READY, Server, running
+from bench.histogram import Histogram
+from bench.process import READY, Server, ask, running
 from trunkline_server.identity import rules
 from trunkline_server.identity.authenticator import PURPOSE_API_KEY
 from trunkline_server.identity.passwords import LANES, MEMORY_KIB, PASSES
@@ -101,11 +103,41 @@ def _environment(database_url: str, redis_url: str, pepper: bytes) -> dict[str, 
 @contextmanager
 def server(on: Stack, module: str, *args: str, **settings: str) -> Iterator[Server]:
     """A process of `module` with the stack's settings; `settings` overrides TRUNKLINE_ ones."""
-    given = {f"TRUNKLINE_{name.upper()}": value for name, value in settings.items()}
-    environment = {**on.environment, **given}
-    command = [sys.executable, "-m", module, *args]
-    with running(command, module, env=environment) as (child, line):
-        yield Server(module, child.pid, line.removeprefix(READY).strip())
+    with _started(on, [sys.executable, "-m", module, *args], module, settings) as (_, started):
+        yield started
+
+
+@contextmanager
+def _started(
+    on: Stack, command: list[str], name: str, settings: Mapping[str, str]
+) -> Iterator[tuple[subprocess.Popen[str], Server]]:
+    given = {f"TRUNKLINE_{key.upper()}": value for key, value in settings.items()}
+    with running(command, name, env={**on.environment, **given}) as (child, line):
+        yield child, Server(name, child.pid, line.removeprefix(READY).strip())
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A server process of the product with a probe of its event loop's lag inside."""
+
+    server: Server
+    child: subprocess.Popen[str]
+
+    def start_lag(self) -> None:
+        ask(self.child, "lag")
+
+    def stop_lag(self) -> Histogram:
+        """What was sampled since `start_lag`."""
+        buckets = json.loads(ask(self.child, "stop"))
+        return Histogram({int(bucket): count for bucket, count in buckets.items()})
+
+
+@contextmanager
+def watched(on: Stack, **settings: str) -> Iterator[Watched]:
+    """The product's own server, one process."""
+    module = "bench.servers.product"
+    with _started(on, [sys.executable, "-m", module], module, settings) as (child, server):
+        yield Watched(server, child)
 
 
 _ORG = "INSERT INTO orgs (org_id, slug, display_name, quotas) VALUES ($1, $2, $2, $3)"

@@ -9,16 +9,40 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from trunkline.api.identity.v1 import identity_service_pb2
+
 CALL_TIMEOUT_S = 30.0
 
 
+Call = Callable[[int], Awaitable[str]]
+
+
 @asynccontextmanager
-async def unary(given: Mapping[str, Any]) -> AsyncIterator[Callable[[int], Awaitable[str]]]:
+async def unary(given: Mapping[str, Any]) -> AsyncIterator[Call]:
     """One call over and over: `address`, `path`, `request` (hex), `metadata`, `channels`.
 
     The outcome is `ok` or the name of the status.
     """
     request = bytes.fromhex(given["request"])
+    async with _calls(given, lambda number: request) as call:
+        yield call
+
+
+@asynccontextmanager
+async def logins(given: Mapping[str, Any]) -> AsyncIterator[Call]:
+    """Log-ins of one user after another: as `unary`, with `slug`, `emails` and `password`."""
+    requests = [
+        identity_service_pb2.LoginRequest(
+            org_slug=given["slug"], email=email, password=given["password"]
+        ).SerializeToString()
+        for email in given["emails"]
+    ]
+    async with _calls(given, lambda number: requests[number % len(requests)]) as call:
+        yield call
+
+
+@asynccontextmanager
+async def _calls(given: Mapping[str, Any], request: Callable[[int], bytes]) -> AsyncIterator[Call]:
     metadata = tuple(given.get("metadata", {}).items())
     timeout_s = given.get("timeout_s", CALL_TIMEOUT_S)
     # A channel shares its connection with every other to the same address unless told otherwise.
@@ -35,7 +59,8 @@ async def unary(given: Mapping[str, Any]) -> AsyncIterator[Callable[[int], Await
 
     async def call(number: int) -> str:
         try:
-            await methods[number % len(methods)](request, metadata=metadata, timeout=timeout_s)
+            method = methods[number % len(methods)]
+            await method(request(number), metadata=metadata, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             return error.code().name
         return "ok"

@@ -1,28 +1,47 @@
-"""What every bare server shares: grpc.aio on uvloop, a free port, `ready ADDRESS`, SIGTERM."""
+"""What every server of a bench shares: grpc.aio on uvloop, a free port, `ready ADDRESS`.
+
+Ends with SIGTERM, and with its stdin: a bench that dies leaves no server behind.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 
 import grpc.aio
 import uvloop
 
 Build = Callable[[], Awaitable[grpc.aio.Server]]
+Answer = Callable[[str], str]
+_LINE_BYTES_MAX = 4096
 
 
-def serve(build: Build) -> None:
-    uvloop.run(_serve(build))
+def serve(build: Build, answer: Answer = str) -> None:
+    """`answer` gets each line that the bench sends, and what it returns is printed."""
+    uvloop.run(_serve(build, answer))
 
 
-async def _serve(build: Build) -> None:
+async def _serve(build: Build, answer: Answer) -> None:
     server = await build()
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, stopped.set)
+        loop.add_signal_handler(each, stopped.set)
+
+    def asked() -> None:
+        lines = os.read(sys.stdin.fileno(), _LINE_BYTES_MAX).decode().splitlines()
+        if not lines:
+            stopped.set()
+        for line in lines:
+            print(answer(line), flush=True)
+
+    loop.add_reader(sys.stdin.fileno(), asked)
     print(f"ready 127.0.0.1:{port}", flush=True)
     await stopped.wait()
+    loop.remove_reader(sys.stdin.fileno())
     await server.stop(0)

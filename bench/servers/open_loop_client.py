@@ -29,13 +29,17 @@ def _target(name: str) -> Callable[[dict[str, Any]], AbstractAsyncContextManager
 
 def _schedule(spec: dict[str, Any]) -> Iterator[float]:
     """Seconds after the start, one per arrival."""
-    dice = random.Random(spec["number"])
     gap_s = 1 / spec["per_s"]
-    # Processes share the load: evenly spaced arrivals interleave instead of coinciding.
-    at = 0.0 if spec["random"] else gap_s * spec["number"] / spec["processes"]
+    if not spec["random"]:
+        # Processes share the load: their arrivals interleave instead of coinciding.
+        first_s = gap_s * spec["number"] / spec["processes"]
+        yield from (first_s + gap_s * n for n in range(round(spec["seconds"] * spec["per_s"])))
+        return
+    dice = random.Random(spec["number"])
+    at = dice.expovariate(spec["per_s"])
     while at < spec["seconds"]:
         yield at
-        at += dice.expovariate(spec["per_s"]) if spec["random"] else gap_s
+        at += dice.expovariate(spec["per_s"])
 
 
 class _Driver:

@@ -26,7 +26,7 @@ def run(plan: Plan) -> Iterator[Figure]:
         wrapped = started.enter_context(
             product.server(
                 stack,
-                "bench.servers.wrapped",
+                "bench.servers.product",
                 otlp_endpoint=f"http://{collector.address}",
                 trace_ratio="0.01",
             )
