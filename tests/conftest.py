@@ -13,7 +13,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
+from tests.running import Running, running
 from trunkline_server.local import Postgres, Valkey, databases
 from trunkline_server.migrate import migrate_up
 
@@ -162,3 +163,10 @@ def valkey() -> Iterator[Valkey]:
     with Valkey(directory / "valkey") as server:
         yield server
     shutil.rmtree(directory)
+
+
+@pytest.fixture
+async def server(database_url: str, redis_url: str) -> AsyncIterator[Running]:
+    """A whole server on a database of its own; `await server.org("acme")` makes a tenant."""
+    async with running(database_url, redis_url) as server:
+        yield server

@@ -4,12 +4,13 @@ Secrets may come from a file named by `<VARIABLE>_FILE`; they are printed as sta
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -21,6 +22,7 @@ from pydantic_settings import (
 PREFIX = "TRUNKLINE_"
 CONFIG_VARIABLE = "TRUNKLINE_CONFIG"
 _REDACTED = "**********"
+_SECRET = re.compile(r"([0-9a-f]{2}){32,}", re.IGNORECASE)
 
 
 class FromSecretFiles(PydanticBaseSettingsSource):
@@ -100,6 +102,13 @@ class CommonSettings(BaseSettings):
     page_secret_previous: SecretStr | None = Field(
         None, description="The page secret before, still accepted while it rotates."
     )
+
+    @field_validator("key_pepper", "key_pepper_previous", "page_secret", "page_secret_previous")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _SECRET.fullmatch(value.get_secret_value()):
+            raise ValueError("a secret is at least 32 random bytes as hexadecimal digits")
+        return value
 
     @classmethod
     def settings_customise_sources(

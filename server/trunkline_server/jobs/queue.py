@@ -139,6 +139,7 @@ WHERE org_id = $1
   AND ($2::text[] IS NULL OR state = ANY ($2))
   AND ($3::text[] IS NULL OR kind = ANY ($3))
   AND ($4::uuid IS NULL OR job_id < $4)
+  AND ($6::uuid IS NULL OR subject_id = $6)
 ORDER BY job_id DESC LIMIT $5
 """
 
@@ -149,12 +150,14 @@ async def list_jobs(
     *,
     states: Sequence[str] | None = None,
     kinds: Sequence[str] | None = None,
+    subject_id: UUID | None = None,
     before: UUID | None = None,
     page_size: int = 100,
 ) -> list[Job]:
     """The newest first; the next page begins before the last one's job_id."""
     limit = min(page_size, PAGE_SIZE_MAX)
-    return [_job(row) for row in await db.fetch(_LIST, org_id, states, kinds, before, limit)]
+    rows = await db.fetch(_LIST, org_id, states, kinds, before, limit, subject_id)
+    return [_job(row) for row in rows]
 
 
 async def list_dead(

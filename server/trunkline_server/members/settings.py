@@ -75,6 +75,11 @@ def _guard(message: identity.EnumerationGuard) -> GuardLimits:
     )
 
 
+def check_member_rules(message: identity.MemberRules) -> None:
+    """Raises ValueError with a sentence on what is not usable, before it is stored."""
+    read(message, 0)
+
+
 class SettingsReader:
     """Reads each version of an organisation's rules once."""
 

@@ -64,7 +64,7 @@ class Limits(Protocol):
 
 class Shedder(Protocol):
     def admit(self, priority: Priority.ValueType, remaining_s: float | None) -> None: ...
-    def release(self, latency_s: float, ok: bool) -> None: ...
+    def release(self, latency_s: float | None, ok: bool) -> None: ...
 
 
 class Meter(Protocol):
@@ -287,7 +287,11 @@ class _Call:
                 wrapper._limits.take(caller, policy.cost)
         if not policy.exempt:
             wrapper._shedder.admit(policy.priority, remaining_s)
-            self._admitted = True
+            if method.takes_stream or method.gives_stream:
+                # A stream is let in or not; open for hours, it must not hold a place.
+                wrapper._shedder.release(None, True)
+            else:
+                self._admitted = True
 
     def _set_deadline(self, policy: MethodPolicy, remaining_s: float | None) -> float:
         """The seconds this call may take. The client's own deadline is kept by grpc itself."""

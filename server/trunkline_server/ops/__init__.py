@@ -1,0 +1,1 @@
+"""What operators and administrators ask of a running server."""

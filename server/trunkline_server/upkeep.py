@@ -1,0 +1,66 @@
+"""The worker's jobs: which handler does which kind, and what runs by the clock."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from trunkline_server import audit, idempotency
+from trunkline_server.db import Database
+from trunkline_server.jobs import Done, Handler, Lease, Outcome, Schedule
+from trunkline_server.link import Link
+
+SEAL_AUDIT = "audit.seal"
+SWEEP_REQUESTS = "requests.sweep"
+MAKE_PARTITIONS = "partitions.make"
+
+SEAL_EVERY = timedelta(seconds=10)
+SWEEP_EVERY = timedelta(minutes=10)
+PARTITIONS_EVERY = timedelta(hours=6)
+MONTHS_AHEAD = 3
+
+# Tenant tables in monthly partitions.
+PARTITIONED = ("audit_log", "member_history", "validation_log")
+
+_ENSURE_PARTITION = "SELECT ensure_month_partition($1::text::regclass, $2)"
+
+
+def schedules() -> Sequence[Schedule]:
+    return (
+        Schedule(SEAL_AUDIT, SEAL_EVERY),
+        Schedule(SWEEP_REQUESTS, SWEEP_EVERY),
+        Schedule(MAKE_PARTITIONS, PARTITIONS_EVERY),
+    )
+
+
+def handlers(db: Database, link: Link) -> Mapping[str, Handler]:
+    return {
+        SEAL_AUDIT: partial(_seal, db),
+        SWEEP_REQUESTS: partial(_sweep, db),
+        MAKE_PARTITIONS: partial(_make_partitions, db),
+    }
+
+
+async def _seal(db: Database, lease: Lease) -> Outcome:
+    while await audit.seal(db):
+        lease.touch()
+    return Done()
+
+
+async def _sweep(db: Database, lease: Lease) -> Outcome:
+    while True:
+        async with db.system_tx() as tx:
+            if not await idempotency.sweep(tx):
+                return Done()
+        lease.touch()
+
+
+async def _make_partitions(db: Database, lease: Lease) -> Outcome:
+    """This month's and the next ones', before anything is written to them."""
+    month = datetime.now(UTC).date().replace(day=1)
+    for _ in range(MONTHS_AHEAD + 1):
+        for table in PARTITIONED:
+            async with db.system_tx() as tx:
+                await tx.fetchval(_ENSURE_PARTITION, table, month)
+            lease.touch()
+        month = (month + timedelta(days=32)).replace(day=1)
+    return Done()
