@@ -39,8 +39,8 @@ BATCH_ROWS = 5_000
 BATCH_BYTES_MAX = 4 << 20
 # A record is looked at again when more of it has come, so do not look at every small chunk.
 READ_AHEAD_BYTES = 64 << 10
-RUN_ROWS = 1024
-SHORT_RUN_ROWS = 16
+# The longest runs; shorter ones fill a batch up to its last row.
+RUN_ROWS = (1024, 128, 16, 1)
 _IGNORED_BYTES_MAX = 4 << 10
 
 
@@ -279,8 +279,12 @@ class _Cutter:
                 raise FileRefused(FileCode.LINE_ENDLESS)
             if not is_last or at == len(buffer):
                 return None
-            line_end = len(buffer)
-        line, end = buffer[at:line_end], min(line_end + 1, len(buffer))
+            return self._cut_line(buffer, at, buffer[at:], len(buffer), is_last)
+        return self._cut_line(buffer, at, buffer[at:line_end], line_end + 1, is_last)
+
+    def _cut_line(
+        self, buffer: bytes, at: int, line: bytes, end: int, is_last: bool
+    ) -> _Cut | None:
         if line.endswith(b"\r"):
             line = line[:-1]
         if len(line) > ROW_BYTES_MAX:
@@ -371,8 +375,7 @@ class RowRules:
         self._number_at = layout.fields.index("member_number")
         record = re.escape(self.delimiter).join(sources) + layout.eol
         self._runs: list[tuple[int, _Match]] = [
-            (rows, re.compile(b"(?:%b){1,%d}+" % (record, rows)).match)
-            for rows in (RUN_ROWS, SHORT_RUN_ROWS, 1)
+            (rows, re.compile(b"(?:%b){1,%d}+" % (record, rows)).match) for rows in RUN_ROWS
         ]
         self._numbers = _column_pattern(self._number_at, self.delimiter)
         self._number_holds: Callable[[bytes], bool] = (
@@ -383,9 +386,10 @@ class RowRules:
 
     def run(self, rows_left: int) -> tuple[int, _Match]:
         """Return what matches the longest run that fits, and how many records that has at most."""
-        if rows_left >= RUN_ROWS:
-            return self._runs[0]
-        return self._runs[1] if rows_left >= SHORT_RUN_ROWS else self._runs[2]
+        for run in self._runs:
+            if run[0] <= rows_left:
+                return run
+        raise ValueError("a run has at least one row")
 
     def run_holds(self, run: bytes) -> bool:
         """Judge what the expression cannot: letters beyond ASCII, and check digits."""
@@ -409,8 +413,8 @@ class RowRules:
         is_ascii = raw.isascii()
         if b"\0" in raw or not (is_ascii or _is_utf8(raw)):
             return self._wrong_bytes(cells, raw, byte_offset)
-        if len(cells) != len(self._judges):
-            found, wanted = len(cells), len(self._judges)
+        found, wanted = len(cells), len(self._judges)
+        if found != wanted:
             return self._refused(-1, RowCode.COLUMN_COUNT, found=found, wanted=wanted)
         if len(raw) > FIELD_BYTES_MAX:
             for index, cell in enumerate(cells):
@@ -453,7 +457,8 @@ class RowRules:
     def _refused(self, column: int, code: RowCode, **facts: int) -> _Refusal:
         headers = self._layout.headers
         name = headers[column] if 0 <= column < len(headers) else ""
-        return name, str(code), ROW_MESSAGES[code].format(**facts)
+        message = ROW_MESSAGES[code]
+        return name, str(code), message.format(**facts) if facts else message
 
 
 def _is_utf8(content: bytes) -> bool:

@@ -89,7 +89,7 @@ class FieldRefused(ValueError):
     """A value breaks its rule. Carries the code only: the value is personal data."""
 
     def __init__(self, code: Code) -> None:
-        super().__init__(code.value)
+        super().__init__(code)
         self.code = code
 
 
@@ -205,7 +205,7 @@ def _plain_latin(text: str) -> str:
     """Compose accents and narrow full-width forms; refuse whatever could pass for another."""
     for char in text:
         # Superscripts, circled digits and fractions would turn into other numbers.
-        if unicodedata.decomposition(char).startswith("<") and not _is_width_form(char):
+        if char > "~" and unicodedata.decomposition(char)[:1] == "<" and not _is_width_form(char):
             raise FieldRefused(Code.NUMBER_CHARACTERS)
     composed = unicodedata.normalize("NFKC", text)
     if not all(char.isascii() or _is_accented_latin(char) for char in composed):
