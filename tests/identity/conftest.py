@@ -74,6 +74,7 @@ class CountingReaders:
     def __init__(self, readers: Any) -> None:
         self._readers = readers
         self.asked = 0
+        self.after: Callable[[], Awaitable[object]] | None = None
 
     async def fetchrow(self, query: str, *args: Any) -> Any:
         self.asked += 1
@@ -81,7 +82,10 @@ class CountingReaders:
 
     async def fetch(self, query: str, *args: Any) -> Any:
         self.asked += 1
-        return await self._readers.fetch(query, *args)
+        rows = await self._readers.fetch(query, *args)
+        if self.after is not None:
+            await self.after()
+        return rows
 
     async def close(self) -> None:
         await self._readers.close()

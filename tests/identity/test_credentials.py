@@ -224,6 +224,23 @@ async def test_a_revoked_key_and_a_log_out_reach_all_processes_within_a_second(
     assert await until_refused(second.stub, org.access, 1) < 1
 
 
+async def test_what_is_revoked_while_it_is_read_is_not_remembered(
+    process: Process, org: Org
+) -> None:
+    key_id, secret = await _new_key(process, org)
+    request = pb.RevokeApiKeyRequest(key_id=key_id)
+
+    async def revoke() -> None:
+        process.readers.after = None
+        await process.stub.RevokeApiKey(request, metadata=org.auth)
+
+    process.readers.after = revoke
+    # This call had read the key before it was revoked: it may pass, the next one may not.
+    await process.stub.WhoAmI(WHO, metadata=bearer(secret))
+    refused = await refusal(process.stub.WhoAmI(WHO, metadata=bearer(secret)))
+    assert refused.code is Code.UNAUTHENTICATED
+
+
 async def test_revocation_without_valkey(house: House, org: Org) -> None:
     """No link at all: nothing is remembered for longer than half a second."""
     first, second = [await house.process(without_valkey=True) for _ in range(2)]

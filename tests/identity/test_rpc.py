@@ -16,6 +16,7 @@ from trunkline_server.identity import admin
 from trunkline_server.rpc.caller import Role
 
 Code = grpc.StatusCode
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 
 
 def new_user(org: Org, name: str = "bob", **given: Any) -> pb.CreateUserRequest:
@@ -132,7 +133,9 @@ async def test_the_last_administrator_stays(process: Process, org: Org) -> None:
     await process.stub.UpdateUser(request, metadata=org.auth)
 
 
-async def test_two_administrators_cannot_demote_each_other(process: Process, org: Org) -> None:
+async def test_two_administrators_cannot_demote_each_other(
+    process: Process, org: Org, superuser: Any
+) -> None:
     created = await process.stub.CreateUser(
         new_user(org, role=policy_pb2.ROLE_ADMIN), metadata=org.auth
     )
@@ -143,11 +146,19 @@ async def test_two_administrators_cannot_demote_each_other(process: Process, org
         )
         for user_id in (str(org.admin_id), created.user.user_id)
     ]
-    system = bearer(org.keys[Role.ADMIN])
-    results = await asyncio.gather(
-        *(process.stub.UpdateUser(request, metadata=system) for request in requests),
-        return_exceptions=True,
-    )
+    key = bearer(org.keys[Role.ADMIN])
+    await process.stub.WhoAmI(pb.WhoAmIRequest(), metadata=key)
+    # Both are held up at the users' rows, and let go at the same moment.
+    async with superuser.transaction():
+        await superuser.execute("SELECT FROM users WHERE org_id = $1 FOR UPDATE", org.org_id)
+        calls = [
+            asyncio.ensure_future(process.stub.UpdateUser(request, metadata=key))
+            for request in requests
+        ]
+        async with asyncio.timeout(1):
+            while await superuser.fetchval(WAITING) < len(calls):
+                await asyncio.sleep(0.01)
+    results = await asyncio.gather(*calls, return_exceptions=True)
     assert sum(isinstance(result, grpc.aio.AioRpcError) for result in results) == 1
 
 
