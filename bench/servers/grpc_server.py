@@ -19,15 +19,20 @@ Answer = Callable[[str], str]
 _LINE_BYTES_MAX = 4096
 
 
-def serve(build: Build, answer: Answer = str) -> None:
-    """`answer` gets each line that the bench sends, and what it returns is printed."""
-    uvloop.run(_serve(build, answer))
+def serve(build: Build) -> None:
+    uvloop.run(_serve(build))
 
 
-async def _serve(build: Build, answer: Answer) -> None:
+async def _serve(build: Build) -> None:
     server = await build()
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    await until_told(port)
+    await server.stop(0)
+
+
+async def until_told(port: int, answer: Answer = str) -> None:
+    """Says where it serves. `answer` gets each line the bench sends; what it returns is printed."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -44,4 +49,3 @@ async def _serve(build: Build, answer: Answer) -> None:
     print(f"ready 127.0.0.1:{port}", flush=True)
     await stopped.wait()
     loop.remove_reader(sys.stdin.fileno())
-    await server.stop(0)

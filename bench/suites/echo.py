@@ -34,6 +34,7 @@ def run(plan: Plan) -> Iterator[Figure]:
         bare = started.enter_context(python_server("bench.servers.bare", "registered", "1"))
         call = contract.echo_call({**credential, **DEADLINE})
         open_ended = contract.echo_call(credential)
+        product.greet(wrapped, call)
         sides = {
             "bare": side(bare, call, calls=CALLS),
             "wrapper": side(wrapped, call, calls=CALLS),
