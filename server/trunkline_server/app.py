@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ from trunkline_server.logs import Journal
 from trunkline_server.members.service import MemberService
 from trunkline_server.members.settings import check_member_rules
 from trunkline_server.ops.service import OpsService
-from trunkline_server.orgs import Orgs
+from trunkline_server.orgs import TOPIC_ORG, Orgs
 from trunkline_server.paging import PageTokens
 from trunkline_server.postgres_metrics import PostgresMetrics
 from trunkline_server.rpc.drain import Drain, Step
@@ -123,7 +124,7 @@ class Server:
             application=f"trunkline-serve-{index}",
         )
         valkey = Valkey(redis_url)
-        link = Link(redis_url)
+        link = Link(redis_url, name=f"{socket.gethostname()}:serve:{index}")
         orgs = Orgs(db, link)
         shedder = Shedder()
         limits = Limits(
@@ -202,21 +203,24 @@ class Server:
             members=members,
         )
 
+        link.subscribe(TOPIC_ORG, lambda org: limits.forget_quota(UUID(org)))
         await link.start()
         await limits.start()
         await members.start()
         meters.start()
-        postgres_metrics.start()
+        if index == 0:  # once for all processes of the machine
+            postgres_metrics.start()
         lag = asyncio.create_task(_feed_lag(shedder, meters), name="lag")
         await health.start()
         await server.start()
 
-        async def stop_lag() -> None:
+        async def stop_watching() -> None:
             lag.cancel()
+            await health.stop()
+            probe.close()
 
         closers: list[Step] = [
-            ("lag", stop_lag),
-            ("health", health.stop),
+            ("watching", stop_watching),
             ("members", members.close),
             ("authenticator", authenticator.close),
             ("limits", limits.close),
@@ -299,7 +303,9 @@ class Worker:
             statement_timeout_s=settings.statement_timeout_s,
             application=f"trunkline-worker-{index}",
         )
-        link = Link(settings.redis_url.get_secret_value())
+        link = Link(
+            settings.redis_url.get_secret_value(), name=f"{socket.gethostname()}:worker:{index}"
+        )
         await link.start()
         runner = Runner(
             db,

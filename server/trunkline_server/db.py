@@ -31,6 +31,8 @@ CLIENT_CONNECTION_CHECK_MS = 5_000
 READ_TIMEOUT_S = 5.0
 RECONNECT_DELAY_S = 0.2
 RETRY_AFTER_S = 0.5
+BREAKER_REST_S = 0.25
+BREAKER_REST_MAX_S = 1.0
 # Shorter waits than this say nothing about the database's health.
 PATIENCE_S = 0.5
 
@@ -268,7 +270,13 @@ class Database:
         statement_timeout_s: float = 5.0,
         application: str = "trunkline",
     ) -> "Database":
-        breaker = Breaker("postgresql", failures=(DatabaseUnavailable, *GONE))
+        # Rests briefly: serving goes on within two seconds of PostgreSQL's return.
+        breaker = Breaker(
+            "postgresql",
+            failures=(DatabaseUnavailable, *GONE),
+            rest_s=BREAKER_REST_S,
+            rest_max_s=BREAKER_REST_MAX_S,
+        )
         settings = session_settings(role, statement_timeout_s, application)
         pool = await asyncpg.create_pool(
             url,
