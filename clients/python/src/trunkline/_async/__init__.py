@@ -1,0 +1,1 @@
+"""The asynchronous client, from which `trunkline._sync` is made (`python -m tools.unasync`)."""

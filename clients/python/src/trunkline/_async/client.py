@@ -1,0 +1,88 @@
+"""The client: one connection, one credential, a namespace for each area."""
+
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from trunkline._async.identity import AsyncIdentity
+from trunkline._async.members import AsyncMembers
+from trunkline._async.ops import AsyncOps
+from trunkline._async.raw import AsyncRaw
+from trunkline._async.session import AsyncSession
+from trunkline._shared.connection import DEFAULT_ADDRESS, target_of
+from trunkline._shared.credentials import Login, MemoryTokens, TokenStore
+from trunkline._shared.version import USER_AGENT
+from trunkline.errors import ConfigurationError
+
+
+class AsyncClient:
+    """A client of one organisation. Use it as a context manager, one for the whole process.
+
+    Give it one credential: an `api_key`, a `login`, or `tokens` that a log-in left.
+    The address is `host:port`; TLS is spoken with everything but the loopback unless `tls` or a
+    scheme (`https://`, `http://`) says otherwise.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        api_key: str | None = None,
+        login: Login | None = None,
+        tokens: TokenStore | None = None,
+        tls: bool | None = None,
+        ca_file: Path | str | None = None,
+        user_agent: str = "",
+    ) -> None:
+        if api_key and (login or tokens):
+            raise ConfigurationError(
+                "An API key and a log-in were given.", remedy="Give one credential."
+            )
+        self._session = AsyncSession(
+            target_of(address, tls, ca_file),
+            f"{user_agent} {USER_AGENT}".strip(),
+            api_key=api_key,
+            login=login,
+            tokens=tokens or (MemoryTokens() if login else None),
+        )
+
+    @property
+    def address(self) -> str:
+        """The server's address as it is used."""
+        return self._session.target.address
+
+    @cached_property
+    def identity(self) -> AsyncIdentity:
+        """Who may do what: users, API keys, the organisation's settings, the audit log."""
+        return AsyncIdentity(self._session)
+
+    @cached_property
+    def members(self) -> AsyncMembers:
+        """Members: validate, register, search, change, export, watch."""
+        return AsyncMembers(self._session)
+
+    @cached_property
+    def ops(self) -> AsyncOps:
+        """Server, jobs and quotas."""
+        return AsyncOps(self._session)
+
+    @cached_property
+    def raw(self) -> AsyncRaw:
+        """The generated stubs on the shared channel, for what the namespaces do not offer."""
+        return AsyncRaw(self._session)
+
+    async def close(self) -> None:
+        """Close the connections. The client cannot be used afterwards."""
+        await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()

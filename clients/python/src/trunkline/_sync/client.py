@@ -1,0 +1,89 @@
+# Made from clients/python/src/trunkline/_async/client.py by tools/unasync.py: change that one.
+"""The client: one connection, one credential, a namespace for each area."""
+
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from trunkline._shared.connection import DEFAULT_ADDRESS, target_of
+from trunkline._shared.credentials import Login, MemoryTokens, TokenStore
+from trunkline._shared.version import USER_AGENT
+from trunkline._sync.identity import Identity
+from trunkline._sync.members import Members
+from trunkline._sync.ops import Ops
+from trunkline._sync.raw import Raw
+from trunkline._sync.session import Session
+from trunkline.errors import ConfigurationError
+
+
+class Client:
+    """A client of one organisation. Use it as a context manager, one for the whole process.
+
+    Give it one credential: an `api_key`, a `login`, or `tokens` that a log-in left.
+    The address is `host:port`; TLS is spoken with everything but the loopback unless `tls` or a
+    scheme (`https://`, `http://`) says otherwise.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        api_key: str | None = None,
+        login: Login | None = None,
+        tokens: TokenStore | None = None,
+        tls: bool | None = None,
+        ca_file: Path | str | None = None,
+        user_agent: str = "",
+    ) -> None:
+        if api_key and (login or tokens):
+            raise ConfigurationError(
+                "An API key and a log-in were given.", remedy="Give one credential."
+            )
+        self._session = Session(
+            target_of(address, tls, ca_file),
+            f"{user_agent} {USER_AGENT}".strip(),
+            api_key=api_key,
+            login=login,
+            tokens=tokens or (MemoryTokens() if login else None),
+        )
+
+    @property
+    def address(self) -> str:
+        """The server's address as it is used."""
+        return self._session.target.address
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Who may do what: users, API keys, the organisation's settings, the audit log."""
+        return Identity(self._session)
+
+    @cached_property
+    def members(self) -> Members:
+        """Members: validate, register, search, change, export, watch."""
+        return Members(self._session)
+
+    @cached_property
+    def ops(self) -> Ops:
+        """Server, jobs and quotas."""
+        return Ops(self._session)
+
+    @cached_property
+    def raw(self) -> Raw:
+        """The generated stubs on the shared channel, for what the namespaces do not offer."""
+        return Raw(self._session)
+
+    def close(self) -> None:
+        """Close the connections. The client cannot be used afterwards."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
