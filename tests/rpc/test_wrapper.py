@@ -91,7 +91,7 @@ class Steps:
         if self.shed:
             raise self.shed
 
-    def release(self, latency_s: float, ok: bool) -> None:
+    def release(self, latency_s: float | None, ok: bool) -> None:
         self.released.append(ok)
 
     def rpc(self, method: str) -> "Steps":
