@@ -57,7 +57,7 @@ def _record(
     except Malformed:
         end, cells, after = at + ROW_BYTES_MAX + 1, [], 0
     if end - at > ROW_BYTES_MAX:
-        _cells(line, 0, layout)  # Raises what is wrong with the line on its own.
+        _cells(line + b"\r\n", 0, layout)  # Raises what is wrong with the line on its own.
         raise AssertionError("only a quote can join lines")
     if after > after_line and len(cells) != len(layout.fields):
         raise Malformed("UNCLOSED_QUOTE", len(cells) - 1)
@@ -95,7 +95,7 @@ def _cells(content: bytes, at: int, layout: Layout) -> tuple[list[bytes], int, i
         if rest[:1] == delimiter:
             at += 1
             continue
-        if rest in (b"", b"\r\n") or rest[:1] == b"\n" or (rest == b"\r" and at + 1 == 0):
+        if rest in (b"", b"\r\n") or rest[:1] == b"\n" or rest == b"\r":
             size = 2 if rest == b"\r\n" else min(len(rest), 1)
             return cells, at, at + size
         raise Malformed(wrong, len(cells) - 1)

@@ -8,7 +8,7 @@ import time
 from datetime import date
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.imports import model
@@ -161,6 +161,8 @@ orgs = st.sampled_from([PLAIN, STRICT])
 
 
 @settings(max_examples=400, deadline=None)
+@example(HEADER + b"\0\r", PLAIN, [], 1)
+@example(HEADER + b'M1,"Ann"\r', PLAIN, [], 1)
 @given(files, orgs, st.lists(st.integers(0, 2000), max_size=8), st.integers(1, 6))
 def test_any_cut_agrees_with_the_plain_model(
     content: bytes, org: OrgRules, cuts: list[int], batch_rows: int

@@ -422,7 +422,7 @@ def _layout(header: _Header, spec: Spec, start: int, line_no: int) -> Layout:
     first = Cursor(start, 0, line_no)
     if spec.has_header:
         first = Cursor(start + len(header.raw), 0, line_no + header.raw.count(b"\n"))
-    eol = header.eol or b"\n"
+    eol = b"\r\n" if header.eol == b"\r\n" else b"\n"
     required = spec.required | {"member_number"}
     return Layout(header.delimiter, spec.quote, eol, headers, fields, required, first)
 
@@ -468,5 +468,5 @@ def record_pattern(delimiter: str, quote: str, *, is_last: bool = False) -> re.P
     """A well-formed record with its line end. Only the file's last record may lack one."""
     q, d = re.escape(quote), re.escape(delimiter)
     cell = f"(?:{q}[^{q}]*+(?:{q}{q}[^{q}]*+)*+{q}|[^{q}{d}\\r\\n]*+)"
-    end = r"\r?\n|\Z" if is_last else r"\r?\n"
+    end = r"\r?\n|\r?\Z" if is_last else r"\r?\n"
     return re.compile(f"(?P<record>{cell}(?:{d}{cell})*+)(?P<eol>{end})".encode())
