@@ -112,6 +112,7 @@ class House:
         self._redis_url = redis_url
         self._stack = stack
         self.secrets = Secrets()
+        self.target = ""  # the address of the process started last
 
     async def process(
         self, *, address: str = "127.0.0.1", without_valkey: bool = False, **given: Any
@@ -169,7 +170,8 @@ class House:
         port = server.add_insecure_port(f"{address}:0")
         await server.start()
         self._stack.push_async_callback(server.stop, 0)
-        channel = grpc.aio.insecure_channel(f"{address}:{port}")
+        self.target = f"{address}:{port}"
+        channel = grpc.aio.insecure_channel(self.target)
         self._stack.push_async_callback(channel.close)
         return IdentityServiceStub(channel)
 
