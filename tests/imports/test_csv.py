@@ -525,6 +525,16 @@ def test_a_bad_utf8_row_does_not_cost_its_neighbours_twice() -> None:
     assert sum(batch.accepted for batch in batches) == 2000
 
 
+def test_check_digits_are_judged_in_runs_and_alone() -> None:
+    content = SMALL + b'00000018,a,b\n00000019,a,b\n00000026,"a",b\n00000027,"a",b\n'
+    batches = parse(content, STRICT)
+    assert list(accepted(layout_of(content), batches)) == [1, 3]
+    assert [(r.row_no, r.code) for r in rejects(batches)] == [
+        (2, "CHECK_DIGIT"),
+        (4, "CHECK_DIGIT"),
+    ]
+
+
 # ---- Rejects as CSV, template ----
 
 
