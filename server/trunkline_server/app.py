@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -158,6 +159,7 @@ class Server:
             shedder=shedder,
             telemetry=meters,
             journal=Journal(),
+            trusted_proxies=settings.trusted_proxies,
         )
         wrapper.bind(IDENTITY, identity)
         wrapper.bind(MEMBERS, members)
@@ -223,6 +225,7 @@ class Server:
             ("watching", stop_watching),
             ("members", members.close),
             ("authenticator", authenticator.close),
+            ("passwords", partial(asyncio.to_thread, passwords.close)),
             ("limits", limits.close),
             ("link", link.close),
             ("valkey", valkey.close),

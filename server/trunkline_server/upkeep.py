@@ -49,8 +49,9 @@ async def _seal(db: Database, lease: Lease) -> Outcome:
 async def _sweep(db: Database, lease: Lease) -> Outcome:
     while True:
         async with db.system_tx() as tx:
-            if not await idempotency.sweep(tx):
-                return Done()
+            swept = await idempotency.sweep(tx) + await audit.sweep_sessions(tx)
+        if not swept:
+            return Done()
         lease.touch()
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import os
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import uuid4
@@ -28,7 +27,14 @@ from trunkline_server.errors import (
     Unauthenticated,
     Unavailable,
 )
-from trunkline_server.rpc.caller import Caller, Role, address_of, caller, current_request
+from trunkline_server.rpc.caller import (
+    Caller,
+    Role,
+    address_of,
+    behind_proxies,
+    caller,
+    current_request,
+)
 from trunkline_server.rpc.options import SERVER_OPTIONS
 from trunkline_server.rpc.policy import PolicyMissing, policy_of
 from trunkline_server.rpc.wrapper import Wrapper
@@ -530,6 +536,23 @@ def test_the_address_of_a_peer(peer: str, address: str) -> None:
     assert address_of(peer) == address
 
 
+@pytest.mark.parametrize(
+    ("forwarded", "address"),
+    [
+        ("198.51.100.7", "198.51.100.7"),
+        ("203.0.113.9, 198.51.100.7, 10.0.0.2", "198.51.100.7"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("not an address", "10.0.0.1"),
+        ("", "10.0.0.1"),
+    ],
+)
+def test_only_our_own_proxies_are_believed(forwarded: str, address: str) -> None:
+    ours = {"10.0.0.1", "10.0.0.2"}
+    assert address_of(behind_proxies(lambda: "ipv4:10.0.0.1:99", forwarded, ours)) == address
+    stranger = behind_proxies(lambda: "ipv4:203.0.113.5:99", forwarded, ours)
+    assert address_of(stranger) == "203.0.113.5"
+
+
 def test_retry_delays_never_go_below_zero() -> None:
     from trunkline_server.errors import to_status
 
@@ -538,4 +561,3 @@ def test_retry_delays_never_go_below_zero() -> None:
     retry = error_details_pb2.RetryInfo()
     status.details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 0
-    assert time.monotonic() > 0

@@ -1,9 +1,10 @@
 """Who is calling: the one context variable. Facts of the request, never dependencies."""
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Literal, Protocol
 from urllib.parse import unquote
 from uuid import UUID
@@ -89,3 +90,21 @@ def caller() -> Caller:
     if found is None:
         raise LookupError("an anonymous method asked for its caller")
     return found
+
+
+def behind_proxies(read_peer: Callable[[], str], forwarded: str, trusted: Collection[str]) -> str:
+    """The peer as the nearest proxy that is not ours saw it.
+
+    Read from the right, for a client can put anything at the left of `x-forwarded-for`.
+    """
+    peer = read_peer()
+    address = address_of(peer)
+    for hop in reversed(forwarded.split(",")):
+        if address not in trusted:
+            break
+        try:
+            address = str(ip_address(hop.strip()))
+        except ValueError:
+            break
+        peer = f"ipv6:[{address}]:0" if ":" in address else f"ipv4:{address}:0"
+    return peer

@@ -7,8 +7,9 @@ coroutine, where an interceptor would run again for every call (docs/adr/0001).
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import grpc
@@ -32,7 +33,7 @@ from trunkline_server.errors import (
     to_status,
 )
 from trunkline_server.ids import uuid7
-from trunkline_server.rpc.caller import CURRENT, Caller, Request, TraceIds
+from trunkline_server.rpc.caller import CURRENT, Caller, Request, TraceIds, behind_proxies
 from trunkline_server.rpc.policy import MethodPolicy, policy_of
 from trunkline_server.rpc.validation import MessageClass, Messages
 
@@ -136,7 +137,9 @@ class Wrapper(grpc.GenericRpcHandler):
         shedder: Shedder,
         telemetry: Telemetry,
         journal: Journal,
+        trusted_proxies: Collection[str] = (),
     ) -> None:
+        self._trusted_proxies = frozenset(trusted_proxies)
         self.inflight = Inflight()
         self._authenticator = authenticator
         self._limits = limits
@@ -255,6 +258,7 @@ class _Call:
         wrapper, method, context = self._wrapper, self._method, self._context
         policy = method.policy
         authorization = traceparent = request_id = None
+        read_peer = context.peer
         for key, value in context.invocation_metadata() or ():
             if key == "authorization":
                 if authorization is not None:
@@ -266,9 +270,12 @@ class _Call:
                 request_id = value
             elif key == COMPRESS_HEADER:
                 self.compress = value == "gzip"
+            elif key == "x-forwarded-for" and wrapper._trusted_proxies:
+                trusted = wrapper._trusted_proxies
+                read_peer = partial(behind_proxies, context.peer, str(value), trusted)
         remaining_s = self._set_deadline(policy, context.time_remaining())
         deadline = self._started + remaining_s
-        self._request = request = Request(method.path, request_id, context.peer, None, deadline)
+        self._request = request = Request(method.path, request_id, read_peer, None, deadline)
         CURRENT.set(request)
         if request_id is not None:
             self._echo(request_id)
