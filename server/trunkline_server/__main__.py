@@ -152,6 +152,10 @@ def up(dry_run: bool) -> None:
         applied = asyncio.run(migrate_up(_owner_url(), dry_run=dry_run))
     except MigrationError as error:
         raise Refused(str(error)) from None
+    if not dry_run:
+        from trunkline_server.upkeep import make_partitions
+
+        asyncio.run(make_partitions(_owner_url()))
     for migration in applied:
         word = "would apply" if dry_run else "applied"
         click.echo(f"{word} {migration.number:04d}_{migration.name}")

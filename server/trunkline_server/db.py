@@ -100,7 +100,7 @@ def translated(error: BaseException) -> Exception | None:
         return None
     if isinstance(error, asyncpg.QueryCanceledError):
         return DatabaseTooSlow()
-    if isinstance(error, CONFLICTS):
+    if isinstance(error, CONFLICTS) or _moved_partition(error):
         return DatabaseConflict(retry_after_s=0.05)
     if isinstance(error, GONE):
         return DatabaseUnavailable(retry_after_s=RETRY_AFTER_S)
@@ -121,6 +121,11 @@ def guarded(breaker: Breaker) -> Iterator[None]:
             yield
     except BreakerOpen as open_now:
         raise DatabaseUnavailable(retry_after_s=max(0.05, open_now.retry_after_s)) from None
+
+
+def _moved_partition(error: BaseException) -> bool:
+    """The month's partition was attached while the row was on its way to the default one."""
+    return isinstance(error, asyncpg.CheckViolationError) and error.constraint_name is None
 
 
 class Readers:

@@ -1,8 +1,10 @@
 """The worker's jobs: which handler does which kind, and what runs by the clock."""
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
+
+import asyncpg
 
 from trunkline_server import audit, idempotency
 from trunkline_server.db import Database
@@ -56,12 +58,26 @@ async def _sweep(db: Database, lease: Lease) -> Outcome:
 
 
 async def _make_partitions(db: Database, lease: Lease) -> Outcome:
-    """This month's and the next ones', before anything is written to them."""
+    for table, month in _wanted_partitions():
+        async with db.system_tx() as tx:
+            await tx.fetchval(_ENSURE_PARTITION, table, month)
+        lease.touch()
+    return Done()
+
+
+async def make_partitions(dsn: str) -> None:
+    """As the owner, right after migrating: before anybody writes, so that nobody has to wait."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        for table, month in _wanted_partitions():
+            await connection.fetchval(_ENSURE_PARTITION, table, month)
+    finally:
+        await connection.close()
+
+
+def _wanted_partitions() -> Iterator[tuple[str, date]]:
+    """This month's and the next ones'."""
     month = datetime.now(UTC).date().replace(day=1)
     for _ in range(MONTHS_AHEAD + 1):
-        for table in PARTITIONED:
-            async with db.system_tx() as tx:
-                await tx.fetchval(_ENSURE_PARTITION, table, month)
-            lease.touch()
+        yield from ((table, month) for table in PARTITIONED)
         month = (month + timedelta(days=32)).replace(day=1)
-    return Done()

@@ -61,6 +61,7 @@ class House:
 
     def _start(self) -> None:
         from trunkline_server.migrate import migrate_up
+        from trunkline_server.upkeep import make_partitions
 
         self.directory.mkdir(parents=True, exist_ok=True)
         self._stack = LocalStack(self.directory)
@@ -75,6 +76,7 @@ class House:
             **self._secrets(),
         }
         asyncio.run(migrate_up(urls.database_url))
+        asyncio.run(make_partitions(urls.database_url))
         self.credentials = asyncio.run(self._credentials(urls.database_url))
         self.address = self._serve()
         self._spawn("worker", "--processes", "1")

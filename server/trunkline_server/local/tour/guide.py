@@ -22,9 +22,7 @@ class Tour:
 
     @asynccontextmanager
     async def client(self, role: str) -> AsyncIterator[AsyncClient]:
-        async with AsyncClient(
-            self.address, api_key=self.credentials[role], insecure=True
-        ) as client:
+        async with AsyncClient(self.address, api_key=self.credentials[role]) as client:
             yield client
 
     def title(self, text: str) -> None:
