@@ -45,7 +45,7 @@ from trunkline_server.postgres_metrics import PostgresMetrics
 from trunkline_server.rpc.drain import Drain, Step
 from trunkline_server.rpc.health import Health, PostgresProbe
 from trunkline_server.rpc.limits import Limits, Quota, Rate
-from trunkline_server.rpc.options import CONCURRENT_RPCS_MAX, SERVER_OPTIONS
+from trunkline_server.rpc.options import CONCURRENT_RPCS_MAX, server_options
 from trunkline_server.rpc.shedding import Shedder
 from trunkline_server.rpc.wrapper import Wrapper
 from trunkline_server.telemetry import Telemetry, TelemetrySettings
@@ -184,7 +184,12 @@ class Server:
         wrapper.bind(OPS, ops)
 
         server = grpc.aio.server(
-            options=SERVER_OPTIONS, maximum_concurrent_rpcs=CONCURRENT_RPCS_MAX
+            options=server_options(
+                handshake_timeout_s=settings.handshake_timeout_s,
+                connection_idle_s=settings.connection_idle_s,
+                connection_age_s=settings.connection_age_s,
+            ),
+            maximum_concurrent_rpcs=CONCURRENT_RPCS_MAX,
         )
         server.add_generic_rpc_handlers((wrapper,))
         health.add_to(server)

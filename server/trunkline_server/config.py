@@ -144,6 +144,17 @@ class ServeSettings(CommonSettings):
     trusted_proxies: tuple[str, ...] = Field(
         (), description="Addresses whose `x-forwarded-for` is believed, for lock-out."
     )
+    handshake_timeout_s: float = Field(
+        10.0, gt=0, description="What a new connection gets to say hello."
+    )
+    connection_idle_s: float = Field(
+        300.0, gt=0, description="A connection without calls is closed after this."
+    )
+    connection_age_s: float = Field(
+        1800.0,
+        gt=0,
+        description="A connection is asked to go after this, so that clients spread again.",
+    )
     drain_wait_s: float = Field(
         5.0, ge=0, description="From NOT_SERVING to closing, for balancers to notice."
     )

@@ -4,13 +4,14 @@ from typing import Final
 
 MESSAGE_BYTES_MAX = 4 << 20
 METADATA_BYTES_MAX = 8 << 10
-METADATA_BYTES_HARD_MAX = 16 << 10
+# Between the soft limit and this one grpc refuses at random; a limit is to be a limit.
+METADATA_BYTES_HARD_MAX = METADATA_BYTES_MAX
 LOOKAHEAD_BYTES = 1 << 20
 STREAMS_PER_CONNECTION_MAX = 100
 CONNECTIONS_MAX = 1_000
-HANDSHAKE_TIMEOUT_MS = 10_000
-CONNECTION_IDLE_MS = 300_000
-CONNECTION_AGE_MS = 1_800_000
+HANDSHAKE_TIMEOUT_S = 10.0
+CONNECTION_IDLE_S = 300.0
+CONNECTION_AGE_S = 1_800.0
 CONNECTION_AGE_GRACE_MS = 60_000
 KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
@@ -32,9 +33,9 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.absolute_max_metadata_size", METADATA_BYTES_HARD_MAX),
     ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
     ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
-    ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
-    ("grpc.max_connection_idle_ms", CONNECTION_IDLE_MS),
-    ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
+    ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_TIMEOUT_S * 1000)),
+    ("grpc.max_connection_idle_ms", int(CONNECTION_IDLE_S * 1000)),
+    ("grpc.max_connection_age_ms", int(CONNECTION_AGE_S * 1000)),
     ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE_MS),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
@@ -42,3 +43,18 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
     ("grpc.http2.max_ping_strikes", PING_STRIKES_MAX),
 )
+
+
+def server_options(
+    *,
+    handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+    connection_idle_s: float = CONNECTION_IDLE_S,
+    connection_age_s: float = CONNECTION_AGE_S,
+) -> tuple[tuple[str, int], ...]:
+    """SERVER_OPTIONS with the times that an operator chose."""
+    chosen = {
+        "grpc.server_handshake_timeout_ms": int(handshake_timeout_s * 1000),
+        "grpc.max_connection_idle_ms": int(connection_idle_s * 1000),
+        "grpc.max_connection_age_ms": int(connection_age_s * 1000),
+    }
+    return tuple((name, chosen.get(name, value)) for name, value in SERVER_OPTIONS)

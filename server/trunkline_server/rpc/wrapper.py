@@ -5,7 +5,6 @@ coroutine, where an interceptor would run again for every call (docs/adr/0001).
 """
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
@@ -44,10 +43,10 @@ else:  # generic for the type checker only
     Context, Handler = grpc.aio.ServicerContext, grpc.RpcMethodHandler
 
 REQUEST_ID_MAX_CHARS = 128
+KEY_CHARS_MAX = 64  # of a metadata key in an error
 COMPRESS_FROM_BYTES = 1024
 COMPRESS_HEADER = "x-trunkline-compress"
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _OK = 0
 _CANCELLED = grpc.StatusCode.CANCELLED.value[0]
 
@@ -89,7 +88,12 @@ class Journal(Protocol):
 
 class HeaderInvalid(Invalid):
     reason = reason_pb2.REASON_MALFORMED_METADATA
-    text = "A metadata value holds control characters or is too long."
+    text = "A metadata value holds characters that are not printable ASCII, or is too long."
+
+
+class MessageMissing(Invalid):
+    reason = reason_pb2.REASON_MALFORMED_MESSAGE
+    text = "The call ended before its message was complete."
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +114,19 @@ class Inflight:
 
     def __init__(self) -> None:
         self.count = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    def enter(self) -> None:
-        self.count += 1
-        self._idle.clear()
+        self._idle: asyncio.Event | None = None
 
     def leave(self) -> None:
         self.count -= 1
-        if not self.count:
+        if self._idle is not None and not self.count:
             self._idle.set()
 
     async def wait_idle(self) -> None:
-        await self._idle.wait()
+        if self.count:
+            # Made only now: a drain comes once, calls come always.
+            self._idle = self._idle or asyncio.Event()
+            self._idle.clear()
+            await self._idle.wait()
 
 
 class Wrapper(grpc.GenericRpcHandler):
@@ -177,13 +180,11 @@ class Wrapper(grpc.GenericRpcHandler):
         )
 
     def _wrapped(self, method: Method) -> Handler:
+        # To grpc every method takes a stream: for one that does not, grpc would wait for its
+        # message without a time limit, and leave a call that ends without one unanswered.
         if method.gives_stream:
-            if method.takes_stream:
-                return grpc.stream_stream_rpc_method_handler(self._streaming(method))
-            return grpc.unary_stream_rpc_method_handler(self._streaming(method))
-        if method.takes_stream:
-            return grpc.stream_unary_rpc_method_handler(self._unary(method))
-        return grpc.unary_unary_rpc_method_handler(self._unary(method))
+            return grpc.stream_stream_rpc_method_handler(self._streaming(method))
+        return grpc.stream_unary_rpc_method_handler(self._unary(method))
 
     def _unary(self, method: Method) -> Callable[[Any, Context], Awaitable[bytes]]:
         """One reply: unary calls and client streams."""
@@ -191,13 +192,11 @@ class Wrapper(grpc.GenericRpcHandler):
         async def handle(incoming: Any, context: Context) -> bytes:
             call = _Call(self, method, context)
             try:
-                await call.enter()
-                request = call.requests(incoming) if method.takes_stream else call.read(incoming)
                 if call.timeout_s is None:
-                    reply: Message = await method.behaviour(request, context)
+                    reply: Message = await method.behaviour(await call.enter(incoming), context)
                 else:
                     async with asyncio.timeout(call.timeout_s):
-                        reply = await method.behaviour(request, context)
+                        reply = await method.behaviour(await call.enter(incoming), context)
                 payload = reply.SerializeToString()
                 if call.compress and len(payload) >= COMPRESS_FROM_BYTES:
                     context.set_compression(grpc.Compression.Gzip)
@@ -215,11 +214,10 @@ class Wrapper(grpc.GenericRpcHandler):
         async def handle(incoming: Any, context: Context) -> AsyncIterator[bytes]:
             call = _Call(self, method, context)
             try:
-                await call.enter()
-                request = call.requests(incoming) if method.takes_stream else call.read(incoming)
-                if call.compress:
-                    context.set_compression(grpc.Compression.Gzip)
                 async with asyncio.timeout(call.timeout_s):
+                    request = await call.enter(incoming)
+                    if call.compress:
+                        context.set_compression(grpc.Compression.Gzip)
                     async for reply in method.behaviour(request, context):
                         yield reply.SerializeToString()
             except GeneratorExit:
@@ -237,29 +235,48 @@ class _Call:
     """One call on its way through the steps."""
 
     __slots__ = (
-        "_admitted", "_context", "_method", "_request", "_span", "_started", "_wrapper",
+        "_admitted_at", "_context", "_method", "_remaining_s", "_request", "_span", "_started",
+        "_wrapper",
         "code", "compress", "timeout_s",
     )  # fmt: skip
 
     def __init__(self, wrapper: Wrapper, method: Method, context: Context) -> None:
-        wrapper.inflight.enter()
+        wrapper.inflight.count += 1
         self._started = time.monotonic()
         self._wrapper = wrapper
         self._method = method
         self._context = context
-        self._admitted = False
+        self._admitted_at: float | None = None
         self._span: Span | None = None
         self._request: Request | None = None
         self.code = _OK
         self.compress = False
         self.timeout_s: float | None = None
+        self._remaining_s = self._set_deadline(method.policy, context.time_remaining())
 
-    async def enter(self) -> None:
+    async def enter(self, incoming: Any) -> Any:
+        """All steps before the handler; what it is called with."""
+        if self._method.takes_stream:
+            await self._pass()
+            return self._requests(incoming)
+        raw = await self._context.read()
+        if raw is grpc.aio.EOF:
+            raise MessageMissing
+        await self._pass()
+        return self._wrapper._messages.read(self._method.request_class, raw)
+
+    async def _pass(self) -> None:
         wrapper, method, context = self._wrapper, self._method, self._context
         policy = method.policy
         authorization = traceparent = request_id = None
         read_peer = context.peer
         for key, value in context.invocation_metadata() or ():
+            if value.__class__ is str and not (value.isascii() and value.isprintable()):
+                raise HeaderInvalid(
+                    violations=[
+                        FieldViolation(f"metadata.{key[:KEY_CHARS_MAX]}", "printable ASCII only")
+                    ]
+                )
             if key == "authorization":
                 if authorization is not None:
                     raise Unauthenticated("Send one authorization value, not several.")
@@ -273,8 +290,7 @@ class _Call:
             elif key == "x-forwarded-for" and wrapper._trusted_proxies:
                 trusted = wrapper._trusted_proxies
                 read_peer = partial(behind_proxies, context.peer, str(value), trusted)
-        remaining_s = self._set_deadline(policy, context.time_remaining())
-        deadline = self._started + remaining_s
+        deadline = self._started + self._remaining_s
         self._request = request = Request(method.path, request_id, read_peer, None, deadline)
         CURRENT.set(request)
         if request_id is not None:
@@ -287,18 +303,18 @@ class _Call:
                 caller = wrapper._authenticator.cached(authorization)
             if caller is None:
                 caller = await self._identify(authorization)
-            if caller.role not in policy.roles:
+            if not policy.role_mask >> caller.role & 1:
                 raise PermissionDenied
             request.caller = caller
             if not policy.exempt:
                 wrapper._limits.take(caller, policy.cost)
         if not policy.exempt:
-            wrapper._shedder.admit(policy.priority, remaining_s)
+            wrapper._shedder.admit(policy.priority, self._remaining_s)
             if method.takes_stream or method.gives_stream:
                 # A stream is let in or not; open for hours, it must not hold a place.
                 wrapper._shedder.release(None, True)
             else:
-                self._admitted = True
+                self._admitted_at = time.monotonic()
 
     def _set_deadline(self, policy: MethodPolicy, remaining_s: float | None) -> float:
         """The seconds this call may take. The client's own deadline is kept by grpc itself."""
@@ -311,29 +327,18 @@ class _Call:
         return self.timeout_s
 
     def _echo(self, request_id: str | bytes) -> None:
-        if (
-            isinstance(request_id, bytes)
-            or len(request_id) > REQUEST_ID_MAX_CHARS
-            or _CONTROL.search(request_id)
-        ):
+        if isinstance(request_id, bytes) or len(request_id) > REQUEST_ID_MAX_CHARS:
             raise HeaderInvalid(
-                violations=[FieldViolation("metadata.x-request-id", "printable, at most 128 long")]
+                violations=[FieldViolation("metadata.x-request-id", "at most 128 characters")]
             )
         self._context.set_trailing_metadata((("x-request-id", request_id),))
 
     async def _identify(self, authorization: str | bytes | None) -> Caller:
         if not isinstance(authorization, str):
             raise Unauthenticated
-        if _CONTROL.search(authorization):
-            raise HeaderInvalid(
-                violations=[FieldViolation("metadata.authorization", "printable characters only")]
-            )
         return await self._wrapper._authenticator.authenticate(authorization)
 
-    def read(self, raw: bytes) -> Message:
-        return self._wrapper._messages.read(self._method.request_class, raw)
-
-    async def requests(self, incoming: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+    async def _requests(self, incoming: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         read, request_class = self._wrapper._messages.read, self._method.request_class
         async for raw in incoming:
             yield read(request_class, raw)
@@ -368,10 +373,11 @@ class _Call:
         return Internal(metadata={"incident": incident})
 
     def leave(self) -> None:
-        seconds = time.monotonic() - self._started
-        self._method.meter.record(self.code, seconds)
-        if self._admitted:
-            self._wrapper._shedder.release(seconds, self.code == _OK)
+        now = time.monotonic()
+        self._method.meter.record(self.code, now - self._started)
+        if self._admitted_at is not None:
+            # From the admission on: how slowly a client sends says nothing of our load.
+            self._wrapper._shedder.release(now - self._admitted_at, self.code == _OK)
         if self._span is not None:
             self._span.end(self.code)
         self._wrapper.inflight.leave()
