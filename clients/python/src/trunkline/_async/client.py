@@ -5,11 +5,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from trunkline._async.content import AsyncContent
 from trunkline._async.identity import AsyncIdentity
+from trunkline._async.imports import AsyncImports
 from trunkline._async.members import AsyncMembers
 from trunkline._async.ops import AsyncOps
 from trunkline._async.raw import AsyncRaw
 from trunkline._async.session import AsyncSession
+from trunkline._async.stats import AsyncStats
 from trunkline._shared.connection import DEFAULT_ADDRESS, target_of
 from trunkline._shared.credentials import Login, MemoryTokens, TokenStore
 from trunkline._shared.version import USER_AGENT
@@ -61,6 +64,21 @@ class AsyncClient:
     def members(self) -> AsyncMembers:
         """Members: validate, register, search, change, export, watch."""
         return AsyncMembers(self._session)
+
+    @cached_property
+    def imports(self) -> AsyncImports:
+        """Rosters in CSV: upload, follow, correct, undo."""
+        return AsyncImports(self._session)
+
+    @cached_property
+    def content(self) -> AsyncContent:
+        """Articles, FAQs and training material."""
+        return AsyncContent(self._session)
+
+    @cached_property
+    def stats(self) -> AsyncStats:
+        """Events and what they add up to."""
+        return AsyncStats(self._session)
 
     @cached_property
     def ops(self) -> AsyncOps:

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import ParamSpec, TypeAlias, TypeVar
+from typing import ParamSpec, TypeAlias, TypeVar, TypeVarTuple
 
 Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")
+Positional = TypeVarTuple("Positional")
 
 # What server streams and watches are to their reader; close it to end the call early.
 Stream: TypeAlias = AsyncGenerator[Item, None]
@@ -56,3 +57,8 @@ def spawn(
         await work(*args, **kw)
 
     return Task(asyncio.get_running_loop().create_task(run()))
+
+
+async def unblocked(work: Callable[[*Positional], Item], *args: *Positional) -> Item:
+    """A call that may wait for a disk, out of the event loop's way."""
+    return await asyncio.to_thread(work, *args)

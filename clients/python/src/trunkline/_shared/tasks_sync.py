@@ -3,10 +3,11 @@
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import ParamSpec, TypeAlias, TypeVar
+from typing import ParamSpec, TypeAlias, TypeVar, TypeVarTuple
 
 Arguments = ParamSpec("Arguments")
 Item = TypeVar("Item")
+Positional = TypeVarTuple("Positional")
 
 # What server streams and watches are to their reader; close it to end the call early.
 Stream: TypeAlias = Generator[Item, None, None]
@@ -54,3 +55,8 @@ def spawn(work: Callable[Arguments, None], *args: Arguments.args, **kw: Argument
     )
     thread.start()
     return Task(thread)
+
+
+def unblocked(work: Callable[[*Positional], Item], *args: *Positional) -> Item:
+    """A call that may wait for a disk."""
+    return work(*args)

@@ -9,11 +9,14 @@ from typing import Self
 from trunkline._shared.connection import DEFAULT_ADDRESS, target_of
 from trunkline._shared.credentials import Login, MemoryTokens, TokenStore
 from trunkline._shared.version import USER_AGENT
+from trunkline._sync.content import Content
 from trunkline._sync.identity import Identity
+from trunkline._sync.imports import Imports
 from trunkline._sync.members import Members
 from trunkline._sync.ops import Ops
 from trunkline._sync.raw import Raw
 from trunkline._sync.session import Session
+from trunkline._sync.stats import Stats
 from trunkline.errors import ConfigurationError
 
 
@@ -62,6 +65,21 @@ class Client:
     def members(self) -> Members:
         """Members: validate, register, search, change, export, watch."""
         return Members(self._session)
+
+    @cached_property
+    def imports(self) -> Imports:
+        """Rosters in CSV: upload, follow, correct, undo."""
+        return Imports(self._session)
+
+    @cached_property
+    def content(self) -> Content:
+        """Articles, FAQs and training material."""
+        return Content(self._session)
+
+    @cached_property
+    def stats(self) -> Stats:
+        """Events and what they add up to."""
+        return Stats(self._session)
 
     @cached_property
     def ops(self) -> Ops:
