@@ -128,6 +128,12 @@ class DigestMismatch(FailedPrecondition):
     text = "A digest does not match the bytes received."
 
 
+class FileDigestMismatch(DigestMismatch):
+    """Of the whole file: what is stored is not the caller's file."""
+
+    text = "The file's digest does not match the bytes received."
+
+
 class SizeMismatch(FailedPrecondition):
     reason = reason_pb2.REASON_IMPORT_SIZE_MISMATCH
     text = "Fewer or more bytes arrived than was promised."
@@ -224,3 +230,10 @@ def item(error: AppError) -> ItemError:
         message=error.message,
         fields=[FieldError(field=v.field, description=v.description) for v in error.violations],
     )
+
+
+# The file is at fault, whichever stream brings it: the import ends.
+FILE_FAULTS = (
+    HeaderInvalid, NotCsv, DialectUnknown, FileEmpty, LineEndless, TooManyColumns, TooManyRows,
+    FileTooLarge, FileDigestMismatch, SameFile,
+)  # fmt: skip

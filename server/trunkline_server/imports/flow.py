@@ -75,15 +75,17 @@ def grant(
     size_max: int,
     streams: int,
     commit_s: float,
-    is_oldest: bool,
+    oldest_of_org: bool,
+    oldest_of_all: bool,
 ) -> Grant:
     """size_max is where the file must end at the latest."""
     org_room = limits.org_budget_bytes - backlog.org_bytes
     global_room = limits.global_budget_bytes - backlog.all_bytes
-    if is_oldest:
-        # Nothing else can make room, so this one goes on and will be finished.
-        org_room = org_room if backlog.org_draining else size_max
-        global_room = global_room if backlog.all_draining else size_max
+    # Where nothing else can make room, the oldest goes on and will be finished.
+    if oldest_of_org and not backlog.org_draining:
+        org_room = size_max
+    if oldest_of_all and not backlog.all_draining:
+        global_room = size_max
     size = window(limits, streams, commit_s)
     pause = pb.PAUSE_REASON_UNSPECIFIED
     if org_room <= 0:
@@ -99,11 +101,10 @@ def grant(
 class Stream:
     """One stream's place in the budgets."""
 
-    __slots__ = ("granted", "org_id", "started")
+    __slots__ = ("granted", "org_id")
 
-    def __init__(self, org_id: UUID, started: float) -> None:
+    def __init__(self, org_id: UUID) -> None:
         self.org_id = org_id
-        self.started = started
         self.granted = 0
 
 
@@ -111,7 +112,9 @@ class Stream:
 class _Known:
     backlog: Backlog
     read_at: float
-    stored_since: int = 0
+    # This process's totals at that time: what it stored since is added.
+    stored_before: int
+    org_stored: int = 0
 
 
 ReadBacklog = Callable[[UUID], Awaitable[Backlog]]
@@ -148,7 +151,9 @@ class Flow:
     def unprocessed_bytes(self) -> int:
         """Of all organisations, as last read."""
         newest = max(self._known.values(), key=lambda known: known.read_at, default=None)
-        return 0 if newest is None else newest.backlog.all_bytes + newest.stored_since
+        if newest is None:
+            return 0
+        return newest.backlog.all_bytes + self.stored_bytes - newest.stored_before
 
     @property
     def commit_s(self) -> float:
@@ -157,7 +162,7 @@ class Flow:
         return 0.0 if idle else self._commit_s
 
     def enter(self, org_id: UUID) -> Stream:
-        stream = Stream(org_id, self._clock())
+        stream = Stream(org_id)
         self._streams[id(stream)] = stream
         return stream
 
@@ -166,12 +171,11 @@ class Flow:
 
     def committed(self, stream: Stream, size: int, seconds: float) -> None:
         self.stored_bytes += size
-        self._commit_s += (seconds - self.commit_s) * COMMIT_WEIGHT - (
-            self._commit_s - self.commit_s
-        )
+        before_s = self.commit_s
+        self._commit_s = before_s + (seconds - before_s) * COMMIT_WEIGHT
         self._committed_at = self._clock()
-        for known in self._known.values():
-            known.stored_since += size
+        if known := self._known.get(stream.org_id):
+            known.org_stored += size
 
     def refused(self, size: int) -> None:
         self.refused_bytes += size
@@ -184,24 +188,31 @@ class Flow:
             size_max=size_max,
             streams=len(self._streams),
             commit_s=self.commit_s,
-            is_oldest=next(iter(self._streams.values()), None) is stream,
+            oldest_of_org=self._is_oldest(stream, stream.org_id),
+            oldest_of_all=self._is_oldest(stream, None),
         )
         if given.send_limit > stream.granted:
             self.granted_bytes += given.send_limit - max(stream.granted, persisted)
             stream.granted = given.send_limit
         return given
 
+    def _is_oldest(self, stream: Stream, org_id: UUID | None) -> bool:
+        ours = (s for s in self._streams.values() if org_id is None or s.org_id == org_id)
+        return next(ours, None) is stream
+
     async def _backlog(self, org_id: UUID) -> Backlog:
         known = self._known.get(org_id)
         if known is None or self._clock() - known.read_at > BACKLOG_LIFE_S:
+            stored_before = self.stored_bytes
             backlog = await self._read_backlog(org_id)
-            known = self._known[org_id] = _Known(backlog, self._clock())
+            known = self._known[org_id] = _Known(backlog, self._clock(), stored_before)
             self._known.move_to_end(org_id)
             if len(self._known) > BACKLOGS_MAX:
                 self._known.popitem(last=False)
+        read = known.backlog
         return Backlog(
-            known.backlog.all_bytes + known.stored_since,
-            known.backlog.org_bytes + known.stored_since,
-            known.backlog.all_draining,
-            known.backlog.org_draining,
+            read.all_bytes + self.stored_bytes - known.stored_before,
+            read.org_bytes + known.org_stored,
+            read.all_draining,
+            read.org_draining,
         )

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from trunkline_server.imports.errors import (
     DigestMismatch,
+    FileDigestMismatch,
     FileTooLarge,
     OffsetGap,
     SendLimitPassed,
@@ -91,8 +92,8 @@ class Upload:
         self.send_limit = limit
         return True
 
-    def chunk(self, offset: int, data: bytes, crc32: int) -> Overlap | None:
-        """Take bytes. What came before is returned, to be compared; the rest waits to be stored."""
+    def chunk(self, offset: int, data: bytes, crc32: int) -> tuple[Overlap | None, bytes]:
+        """What came before, to be compared first, and what is new, to be appended then."""
         if self.phase is not Phase.OPEN:
             raise UploadFinished
         end = offset + len(data)
@@ -105,22 +106,21 @@ class Upload:
         if zlib.crc32(data) != crc32:
             raise DigestMismatch("The chunk's CRC-32 does not match its bytes.")
         known = min(self.received - offset, len(data))
-        if known < len(data):
-            self._append(data[known:] if known else data)
-        return Overlap(offset, data[:known]) if known else None
-
-    def _append(self, data: bytes) -> None:
-        if self.total_bytes is not None and self.received + len(data) > self.total_bytes:
-            raise SizeMismatch(f"The specification promised {self.total_bytes} bytes.")
-        self._waiting.append(data)
-        self.received += len(data)
-        self.crc32 = zlib.crc32(data, self.crc32)
+        if not known:
+            return None, data
+        return Overlap(offset, data[:known]), data[known:]
 
     def append(self, data: bytes) -> None:
-        """Bytes of a stream that has no offsets: SubmitCsv."""
-        if self.received + len(data) > self.file_bytes_max:
+        """New bytes, right behind what was received."""
+        size = self.received + len(data)
+        if size > self.file_bytes_max:
             raise FileTooLarge(f"The file is larger than {self.file_bytes_max} bytes.")
-        self._append(data)
+        if self.total_bytes is not None and size > self.total_bytes:
+            raise SizeMismatch(f"The specification promised {self.total_bytes} bytes.")
+        if data:
+            self._waiting.append(data)
+            self.received = size
+            self.crc32 = zlib.crc32(data, self.crc32)
 
     def finish(self, total_bytes: int, crc32: int) -> None:
         """The caller says the file is complete. Saying it again changes nothing."""
@@ -131,7 +131,7 @@ class Upload:
                 metadata={"persisted_bytes": str(self.persisted)},
             )
         if crc32 != self.crc32:
-            raise DigestMismatch("The file's CRC-32 does not match the bytes received.")
+            raise FileDigestMismatch("The file's CRC-32 does not match the bytes received.")
         if self.phase is Phase.OPEN:
             self.phase = Phase.FINISHING
 

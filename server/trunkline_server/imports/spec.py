@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from trunkline.api.imports.v1 import imports_service_pb2 as pb
 from trunkline_server.imports import rules
 from trunkline_server.imports.errors import SpecInvalid, TooManyColumns
+from trunkline_server.members.rules import ATTRIBUTE_KEY_CHARS_MAX
 
 SYNC_MAX_TERMINATIONS_RATIO = 0.05
 
@@ -16,9 +17,8 @@ _FIELD_PREFIX = "IMPORT_FIELD_"
 def file_spec(spec: pb.ImportSpec) -> rules.Spec:
     """Raises SpecInvalid. The worker reads the same file by the same spec."""
     has_header = not spec.dialect.HasField("has_header") or spec.dialect.has_header
-    columns, positions = _by_name(spec.columns), ()
-    if not has_header:
-        columns, positions = {}, _by_position(spec.columns)
+    columns = _by_name(spec.columns) if has_header else {}
+    positions = () if has_header else _by_position(spec.columns)
     _check_twice(positions or tuple(columns.values()))
     return rules.Spec(
         delimiter=spec.dialect.delimiter,
@@ -34,6 +34,9 @@ def check(spec: pb.ImportSpec, columns_max: int) -> None:
     if len(spec.columns) > columns_max:
         raise TooManyColumns
     file_spec(spec)
+    for i, column in enumerate(spec.columns):
+        if len(column.attribute) > ATTRIBUTE_KEY_CHARS_MAX:
+            raise SpecInvalid.at(f"columns[{i}].attribute", "longer than members' attributes are")
     if spec.HasField("sync_max_terminations_ratio") and spec.mode != pb.IMPORT_MODE_SYNC:
         raise SpecInvalid.at("sync_max_terminations_ratio", "only with the SYNC mode")
     if spec.parent_import_id and spec.mode == pb.IMPORT_MODE_SYNC:
