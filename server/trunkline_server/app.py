@@ -33,6 +33,7 @@ from trunkline_server.identity.rules import Peppers
 from trunkline_server.identity.service import IdentityService
 from trunkline_server.identity.sessions import Sessions
 from trunkline_server.identity.tokens import AccessTokens
+from trunkline_server.imports.service import ImportService
 from trunkline_server.jobs import Runner, Timings
 from trunkline_server.link import Link
 from trunkline_server.logs import Journal
@@ -44,7 +45,7 @@ from trunkline_server.paging import PageTokens
 from trunkline_server.postgres_metrics import PostgresMetrics
 from trunkline_server.rpc.drain import Drain, Step
 from trunkline_server.rpc.health import Health, PostgresProbe
-from trunkline_server.rpc.limits import Limits, Quota, Rate
+from trunkline_server.rpc.limits import Limits, Quota, RareLimit, Rate
 from trunkline_server.rpc.options import CONCURRENT_RPCS_MAX, server_options
 from trunkline_server.rpc.shedding import Shedder
 from trunkline_server.rpc.wrapper import Wrapper
@@ -152,6 +153,14 @@ class Server:
             check_member_rules=check_member_rules,
         )
         members = MemberService(db=db, orgs=orgs, link=link, pages=pages, drain=drain)
+        imports = ImportService(
+            db=db,
+            orgs=orgs,
+            link=link,
+            pages=pages,
+            drain=drain,
+            rare=RareLimit(valkey, processes=processes),
+        )
 
         wrapper = Wrapper(
             authenticator=authenticator,
@@ -163,7 +172,7 @@ class Server:
         )
         wrapper.bind(IDENTITY, identity)
         wrapper.bind(MEMBERS, members)
-        wrapper.bind(IMPORTS, None)
+        wrapper.bind(IMPORTS, imports)
         wrapper.bind(CONTENT, None)
         wrapper.bind(STATS, None)
 
@@ -208,6 +217,7 @@ class Server:
             wrapper=wrapper,
             passwords=passwords,
             members=members,
+            imports=imports,
         )
 
         link.subscribe(TOPIC_ORG, lambda org: limits.forget_quota(UUID(org)))
@@ -229,6 +239,7 @@ class Server:
         closers: list[Step] = [
             ("watching", stop_watching),
             ("members", members.close),
+            ("imports", imports.close),
             ("authenticator", authenticator.close),
             ("passwords", partial(asyncio.to_thread, passwords.close)),
             ("limits", limits.close),

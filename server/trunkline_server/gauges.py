@@ -6,6 +6,7 @@ from trunkline_server.breaker import Breaker
 from trunkline_server.cache import Cache
 from trunkline_server.db import Database
 from trunkline_server.identity.passwords import Passwords
+from trunkline_server.imports.service import ImportService
 from trunkline_server.jobs import Runner
 from trunkline_server.link import Link
 from trunkline_server.members.service import MemberService
@@ -29,6 +30,7 @@ def of_server(
     wrapper: Wrapper,
     passwords: Passwords,
     members: MemberService,
+    imports: ImportService,
 ) -> None:
     _database(meters, db)
     _breaker(meters, valkey.breaker)
@@ -43,6 +45,14 @@ def of_server(
     meters.gauge("trunkline.passwords.waiting", lambda: passwords.waiting, "{call}")
     meters.gauge("trunkline.validations.unwritten", lambda: members.unwritten, "{validation}")
     meters.counter("trunkline.validations.dropped", lambda: members.dropped, "{validation}")
+    flow = imports.flow
+    meters.counter("trunkline.uploads.granted", lambda: flow.granted_bytes, "By")
+    meters.counter("trunkline.uploads.stored", lambda: flow.stored_bytes, "By")
+    meters.counter("trunkline.uploads.refused", lambda: flow.refused_bytes, "By")
+    meters.counter("trunkline.uploads.pauses", lambda: flow.pauses, "{pause}")
+    meters.gauge("trunkline.uploads.unprocessed", lambda: flow.unprocessed_bytes, "By")
+    meters.gauge("trunkline.uploads.streams", lambda: flow.streams, "{stream}")
+    meters.gauge("trunkline.uploads.commit", lambda: flow.commit_s, "s")
 
 
 def of_worker(meters: Telemetry, *, db: Database, link: Link, runner: Runner) -> None:
