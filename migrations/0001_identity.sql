@@ -361,8 +361,8 @@ BEGIN
             parent_policy.policyname, child, parent_policy.cmd,
             (SELECT string_agg(CASE r WHEN 'public' THEN 'public' ELSE quote_ident(r) END, ', ')
              FROM unnest(parent_policy.roles) r)
-        ) || coalesce(format(' USING (%s)', parent_policy.qual), '')
-          || coalesce(format(' WITH CHECK (%s)', parent_policy.with_check), '');
+        ) || coalesce(' USING (' || parent_policy.qual || ')', '')
+          || coalesce(' WITH CHECK (' || parent_policy.with_check || ')', '');
     END LOOP;
     EXECUTE format(
         'ALTER TABLE %s ATTACH PARTITION public.%I FOR VALUES FROM (%L) TO (%L)',

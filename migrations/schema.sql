@@ -168,6 +168,34 @@ CREATE FUNCTION public.current_org() RETURNS uuid
     LANGUAGE sql STABLE PARALLEL SAFE
     AS $$ SELECT nullif(current_setting('trunkline.org_id', true), '')::uuid $$;
 
+CREATE FUNCTION public.drop_events_month(month date, keep_from date) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public'
+    AS $$
+DECLARE
+    first_day date := date_trunc('month', month)::date;
+    next_first_day date := (date_trunc('month', month) + interval '1 month')::date;
+    child text := 'events' || to_char(first_day, '"_y"YYYY"m"MM');
+    why text;
+BEGIN
+    IF to_regclass(format('public.%I', child)) IS NULL THEN
+        RETURN 'there is none';
+    END IF;
+    -- Events are taken for 35 days: a partition younger than that can still grow.
+    IF next_first_day > least(keep_from, (now() AT TIME ZONE 'UTC')::date - 36) THEN
+        RETURN 'it is kept';
+    END IF;
+    -- Holds off writers only: counting takes a while, and others go on reading and writing.
+    EXECUTE format('LOCK TABLE public.%I IN SHARE ROW EXCLUSIVE MODE', child);
+    why := public.stats_month_is_needed(first_day, next_first_day);
+    IF why <> '' THEN
+        RETURN why;
+    END IF;
+    EXECUTE format('DROP TABLE public.%I', child);
+    RETURN '';
+END
+$$;
+
 CREATE FUNCTION public.ensure_month_partition(parent regclass, month date) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public'
@@ -225,8 +253,8 @@ BEGIN
             parent_policy.policyname, child, parent_policy.cmd,
             (SELECT string_agg(CASE r WHEN 'public' THEN 'public' ELSE quote_ident(r) END, ', ')
              FROM unnest(parent_policy.roles) r)
-        ) || coalesce(format(' USING (%s)', parent_policy.qual), '')
-          || coalesce(format(' WITH CHECK (%s)', parent_policy.with_check), '');
+        ) || coalesce(' USING (' || parent_policy.qual || ')', '')
+          || coalesce(' WITH CHECK (' || parent_policy.with_check || ')', '');
     END LOOP;
     EXECUTE format(
         'ALTER TABLE %s ATTACH PARTITION public.%I FOR VALUES FROM (%L) TO (%L)',
@@ -402,6 +430,122 @@ CREATE FUNCTION public.record_member_change(p_org uuid, p_change uuid, p_cause t
         FROM next
         RETURNING seq
     $$;
+
+CREATE FUNCTION public.stats_bin(duration_us bigint) RETURNS smallint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN (CASE WHEN (duration_us IS NULL) THEN NULL::double precision WHEN (duration_us <= 0) THEN ('-1'::integer)::double precision ELSE ceil((ln((duration_us)::double precision) / ln(((1.01)::double precision / (0.99)::double precision)))) END)::smallint;
+
+CREATE TABLE public.events (
+    org_id uuid NOT NULL,
+    occurred_on date NOT NULL,
+    event_id uuid NOT NULL,
+    kind text NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    recorded_at timestamp with time zone DEFAULT now() NOT NULL,
+    agent_id uuid,
+    duration_us bigint,
+    outcome text DEFAULT ''::text NOT NULL,
+    quantity bigint DEFAULT 1 NOT NULL,
+    attributes jsonb,
+    CONSTRAINT events_attributes_check CHECK ((jsonb_typeof(attributes) = 'object'::text)),
+    CONSTRAINT events_duration_us_check CHECK ((duration_us >= 0)),
+    CONSTRAINT events_kind_check CHECK ((kind = ANY (ARRAY['CALL'::text, 'VALIDATION'::text, 'IMPORT_ROWS'::text, 'ARTICLE_VIEW'::text, 'ARTICLE_SEARCH'::text, 'ARTICLE_VOTE'::text, 'SIGN_IN'::text]))),
+    CONSTRAINT events_outcome_check CHECK ((length(outcome) <= 64)),
+    CONSTRAINT events_quantity_check CHECK ((quantity >= 1))
+)
+PARTITION BY RANGE (occurred_on);
+
+ALTER TABLE ONLY public.events FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE public.events_default (
+    org_id uuid CONSTRAINT events_org_id_not_null NOT NULL,
+    occurred_on date CONSTRAINT events_occurred_on_not_null NOT NULL,
+    event_id uuid CONSTRAINT events_event_id_not_null NOT NULL,
+    kind text CONSTRAINT events_kind_not_null NOT NULL,
+    occurred_at timestamp with time zone CONSTRAINT events_occurred_at_not_null NOT NULL,
+    recorded_at timestamp with time zone DEFAULT now() CONSTRAINT events_recorded_at_not_null NOT NULL,
+    agent_id uuid,
+    duration_us bigint,
+    outcome text DEFAULT ''::text CONSTRAINT events_outcome_not_null NOT NULL,
+    quantity bigint DEFAULT 1 CONSTRAINT events_quantity_not_null NOT NULL,
+    attributes jsonb,
+    CONSTRAINT events_attributes_check CHECK ((jsonb_typeof(attributes) = 'object'::text)),
+    CONSTRAINT events_duration_us_check CHECK ((duration_us >= 0)),
+    CONSTRAINT events_kind_check CHECK ((kind = ANY (ARRAY['CALL'::text, 'VALIDATION'::text, 'IMPORT_ROWS'::text, 'ARTICLE_VIEW'::text, 'ARTICLE_SEARCH'::text, 'ARTICLE_VOTE'::text, 'SIGN_IN'::text]))),
+    CONSTRAINT events_outcome_check CHECK ((length(outcome) <= 64)),
+    CONSTRAINT events_quantity_check CHECK ((quantity >= 1))
+);
+
+ALTER TABLE ONLY public.events_default FORCE ROW LEVEL SECURITY;
+
+CREATE FUNCTION public.stats_events_astray() RETURNS bigint
+    LANGUAGE sql STABLE SECURITY DEFINER
+    BEGIN ATOMIC
+ SELECT count(*) AS count
+    FROM ( SELECT
+            FROM public.events_default
+          LIMIT 10000) astray;
+END;
+
+CREATE FUNCTION public.stats_kept_days(default_days integer) RETURNS integer
+    LANGUAGE sql STABLE SECURITY DEFINER
+    BEGIN ATOMIC
+ SELECT GREATEST(stats_kept_days.default_days, COALESCE(max(((o.retention ->> 'events_days'::text))::integer), 0)) AS "greatest"
+    FROM public.orgs o;
+END;
+
+CREATE TABLE public.stats_days (
+    org_id uuid NOT NULL,
+    kind text NOT NULL,
+    day date NOT NULL,
+    dirty boolean NOT NULL
+);
+
+ALTER TABLE ONLY public.stats_days FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE public.stats_dirty (
+    org_id uuid NOT NULL,
+    hour timestamp with time zone NOT NULL,
+    kind text NOT NULL,
+    mark_id uuid NOT NULL,
+    marked_at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='500');
+
+ALTER TABLE ONLY public.stats_dirty FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE public.stats_hours (
+    org_id uuid NOT NULL,
+    kind text NOT NULL,
+    hour timestamp with time zone NOT NULL,
+    events bigint NOT NULL,
+    first_events bigint,
+    revision bigint DEFAULT 1 NOT NULL,
+    counted_at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (fillfactor='80');
+
+ALTER TABLE ONLY public.stats_hours FORCE ROW LEVEL SECURITY;
+
+CREATE FUNCTION public.stats_month_is_needed(first_day date, next_first_day date) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    BEGIN ATOMIC
+ SELECT
+         CASE
+             WHEN (EXISTS ( SELECT
+                FROM public.stats_dirty d
+               WHERE ((d.hour >= ((stats_month_is_needed.first_day)::timestamp without time zone AT TIME ZONE 'UTC'::text)) AND (d.hour < ((stats_month_is_needed.next_first_day)::timestamp without time zone AT TIME ZONE 'UTC'::text))))) THEN 'hours are dirty'::text
+             WHEN (EXISTS ( SELECT
+                FROM public.stats_days s
+               WHERE (s.dirty AND (s.day >= stats_month_is_needed.first_day) AND (s.day < stats_month_is_needed.next_first_day)))) THEN 'days are dirty'::text
+             WHEN ((( SELECT count(*) AS count
+                FROM public.events e
+               WHERE ((e.occurred_on >= stats_month_is_needed.first_day) AND (e.occurred_on < stats_month_is_needed.next_first_day))))::numeric <> ( SELECT COALESCE(sum(h.events), (0)::numeric) AS "coalesce"
+                FROM public.stats_hours h
+               WHERE ((h.hour >= ((stats_month_is_needed.first_day)::timestamp without time zone AT TIME ZONE 'UTC'::text)) AND (h.hour < ((stats_month_is_needed.next_first_day)::timestamp without time zone AT TIME ZONE 'UTC'::text))))) THEN 'events are not counted'::text
+             ELSE ''::text
+         END AS "case";
+END;
 
 CREATE TABLE public.audit_log (
     org_id uuid NOT NULL,
@@ -789,6 +933,42 @@ CREATE TABLE public.schema_migrations_lock (
     CONSTRAINT schema_migrations_lock_only_row_check CHECK (only_row)
 );
 
+CREATE TABLE public.stats_daily (
+    org_id uuid NOT NULL,
+    kind text NOT NULL,
+    level text NOT NULL,
+    day date NOT NULL,
+    agent_id uuid NOT NULL,
+    outcome text NOT NULL,
+    quantity bigint NOT NULL,
+    measured bigint NOT NULL,
+    duration_us numeric(30,0) NOT NULL,
+    bins smallint[],
+    bin_counts bigint[],
+    CONSTRAINT stats_daily_level_check CHECK ((level = ANY (ARRAY['ALL'::text, 'AGENT'::text])))
+)
+WITH (autovacuum_vacuum_scale_factor='0.05');
+
+ALTER TABLE ONLY public.stats_daily FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE public.stats_hourly (
+    org_id uuid NOT NULL,
+    kind text NOT NULL,
+    level text NOT NULL,
+    hour timestamp with time zone NOT NULL,
+    agent_id uuid NOT NULL,
+    outcome text NOT NULL,
+    quantity bigint NOT NULL,
+    measured bigint NOT NULL,
+    duration_us numeric(30,0) NOT NULL,
+    bins smallint[],
+    bin_counts bigint[],
+    CONSTRAINT stats_hourly_level_check CHECK ((level = ANY (ARRAY['ALL'::text, 'AGENT'::text])))
+)
+WITH (autovacuum_vacuum_scale_factor='0.05');
+
+ALTER TABLE ONLY public.stats_hourly FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE public.validation_guards (
     org_id uuid NOT NULL,
     actor_id uuid NOT NULL,
@@ -834,6 +1014,8 @@ ALTER TABLE ONLY public.validation_log_default FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE ONLY public.audit_log ATTACH PARTITION public.audit_log_default DEFAULT;
 
+ALTER TABLE ONLY public.events ATTACH PARTITION public.events_default DEFAULT;
+
 ALTER TABLE ONLY public.member_history ATTACH PARTITION public.member_history_default DEFAULT;
 
 ALTER TABLE ONLY public.validation_log ATTACH PARTITION public.validation_log_default DEFAULT;
@@ -858,6 +1040,12 @@ ALTER TABLE ONLY public.audit_seals
 
 ALTER TABLE ONLY public.audit_unsealed
     ADD CONSTRAINT audit_unsealed_pkey PRIMARY KEY (org_id, audit_id);
+
+ALTER TABLE ONLY public.events
+    ADD CONSTRAINT events_pkey PRIMARY KEY (org_id, occurred_on, event_id);
+
+ALTER TABLE ONLY public.events_default
+    ADD CONSTRAINT events_default_pkey PRIMARY KEY (org_id, occurred_on, event_id);
 
 ALTER TABLE ONLY public.import_batches
     ADD CONSTRAINT import_batches_pkey PRIMARY KEY (org_id, import_id, batch_no);
@@ -922,6 +1110,21 @@ ALTER TABLE ONLY public.schema_migrations
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_pkey PRIMARY KEY (org_id, session_id);
 
+ALTER TABLE ONLY public.stats_daily
+    ADD CONSTRAINT stats_daily_pkey PRIMARY KEY (org_id, kind, level, day, agent_id, outcome);
+
+ALTER TABLE ONLY public.stats_days
+    ADD CONSTRAINT stats_days_pkey PRIMARY KEY (org_id, kind, day);
+
+ALTER TABLE ONLY public.stats_dirty
+    ADD CONSTRAINT stats_dirty_pkey PRIMARY KEY (org_id, hour, kind, mark_id);
+
+ALTER TABLE ONLY public.stats_hourly
+    ADD CONSTRAINT stats_hourly_pkey PRIMARY KEY (org_id, kind, level, hour, agent_id, outcome);
+
+ALTER TABLE ONLY public.stats_hours
+    ADD CONSTRAINT stats_hours_pkey PRIMARY KEY (org_id, kind, hour);
+
 ALTER TABLE ONLY public.users
     ADD CONSTRAINT users_org_id_email_key UNIQUE (org_id, email);
 
@@ -944,6 +1147,10 @@ CREATE INDEX api_key_secrets_prefix ON public.api_key_secrets USING btree (prefi
 CREATE INDEX audit_log_newest ON ONLY public.audit_log USING btree (org_id, at DESC, audit_id DESC);
 
 CREATE INDEX audit_log_default_org_id_at_audit_id_idx ON public.audit_log_default USING btree (org_id, at DESC, audit_id DESC);
+
+CREATE INDEX events_hour ON ONLY public.events USING btree (org_id, kind, occurred_at);
+
+CREATE INDEX events_default_org_id_kind_occurred_at_idx ON public.events_default USING btree (org_id, kind, occurred_at);
 
 CREATE INDEX imports_children ON public.imports USING btree (org_id, parent_import_id, import_id) WHERE (parent_import_id IS NOT NULL);
 
@@ -1005,6 +1212,8 @@ CREATE INDEX sessions_expiry ON public.sessions USING btree (org_id, expires_at)
 
 CREATE INDEX sessions_user ON public.sessions USING btree (org_id, user_id) WHERE (revoked_at IS NULL);
 
+CREATE INDEX stats_days_dirty ON public.stats_days USING btree (org_id, day, kind) WHERE dirty;
+
 CREATE INDEX validation_guards_newest ON public.validation_guards USING btree (org_id, updated_at DESC, actor_id);
 
 CREATE INDEX validation_log_actor ON ONLY public.validation_log USING btree (org_id, actor_id, at);
@@ -1014,6 +1223,10 @@ CREATE INDEX validation_log_default_org_id_actor_id_at_idx ON public.validation_
 ALTER INDEX public.audit_log_newest ATTACH PARTITION public.audit_log_default_org_id_at_audit_id_idx;
 
 ALTER INDEX public.audit_log_pkey ATTACH PARTITION public.audit_log_default_pkey;
+
+ALTER INDEX public.events_hour ATTACH PARTITION public.events_default_org_id_kind_occurred_at_idx;
+
+ALTER INDEX public.events_pkey ATTACH PARTITION public.events_default_pkey;
 
 ALTER INDEX public.member_history_number ATTACH PARTITION public.member_history_default_org_id_member_number_idx;
 
@@ -1072,6 +1285,10 @@ ALTER TABLE public.audit_seals ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.audit_unsealed ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE public.events ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.events_default ENABLE ROW LEVEL SECURITY;
+
 CREATE POLICY expired_read ON public.imports FOR SELECT TO trunkline_worker USING (((expires_at <= now()) OR (ended_at < (now() - '1 day'::interval))));
 
 CREATE POLICY expired_read ON public.requests FOR SELECT TO trunkline_worker USING ((expires_at <= now()));
@@ -1104,6 +1321,10 @@ CREATE POLICY lookup ON public.api_key_secrets FOR SELECT TO trunkline_definer U
 
 CREATE POLICY lookup ON public.api_keys FOR SELECT TO trunkline_definer USING (true);
 
+CREATE POLICY lookup ON public.events FOR SELECT TO trunkline_definer USING (true);
+
+CREATE POLICY lookup ON public.events_default FOR SELECT TO trunkline_definer USING (true);
+
 CREATE POLICY lookup ON public.imports FOR SELECT TO trunkline_definer USING (true);
 
 CREATE POLICY lookup ON public.orgs FOR SELECT TO trunkline_definer USING (true);
@@ -1111,6 +1332,12 @@ CREATE POLICY lookup ON public.orgs FOR SELECT TO trunkline_definer USING (true)
 CREATE POLICY lookup ON public.refresh_tokens FOR SELECT TO trunkline_definer USING (true);
 
 CREATE POLICY lookup ON public.sessions FOR SELECT TO trunkline_definer USING (true);
+
+CREATE POLICY lookup ON public.stats_days FOR SELECT TO trunkline_definer USING (true);
+
+CREATE POLICY lookup ON public.stats_dirty FOR SELECT TO trunkline_definer USING (true);
+
+CREATE POLICY lookup ON public.stats_hours FOR SELECT TO trunkline_definer USING (true);
 
 CREATE POLICY lookup ON public.users FOR SELECT TO trunkline_definer USING (true);
 
@@ -1134,6 +1361,8 @@ CREATE POLICY queue ON public.jobs TO trunkline_worker USING (true) WITH CHECK (
 
 CREATE POLICY queue ON public.schedules TO trunkline_worker USING (true) WITH CHECK (true);
 
+CREATE POLICY queue ON public.stats_dirty FOR SELECT TO trunkline_worker USING (true);
+
 ALTER TABLE public.refresh_tokens ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.requests ENABLE ROW LEVEL SECURITY;
@@ -1141,6 +1370,16 @@ ALTER TABLE public.requests ENABLE ROW LEVEL SECURITY;
 ALTER TABLE public.schedules ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.sessions ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.stats_daily ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.stats_days ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.stats_dirty ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.stats_hourly ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.stats_hours ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY tenant ON public.api_key_secrets USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
@@ -1153,6 +1392,10 @@ CREATE POLICY tenant ON public.audit_log_default USING ((org_id = public.current
 CREATE POLICY tenant ON public.audit_seals USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
 CREATE POLICY tenant ON public.audit_unsealed USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.events USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.events_default USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
 CREATE POLICY tenant ON public.import_batches USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
@@ -1192,6 +1435,16 @@ CREATE POLICY tenant ON public.schedules USING ((org_id = public.current_org()))
 
 CREATE POLICY tenant ON public.sessions USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
+CREATE POLICY tenant ON public.stats_daily USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.stats_days USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.stats_dirty USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.stats_hourly USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.stats_hours USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
 CREATE POLICY tenant ON public.users USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
 CREATE POLICY tenant ON public.validation_guards USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
@@ -1199,6 +1452,8 @@ CREATE POLICY tenant ON public.validation_guards USING ((org_id = public.current
 CREATE POLICY tenant ON public.validation_log USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
 CREATE POLICY tenant ON public.validation_log_default USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY unrolled ON public.stats_days FOR SELECT TO trunkline_worker USING (dirty);
 
 ALTER TABLE public.users ENABLE ROW LEVEL SECURITY;
 
@@ -1256,6 +1511,9 @@ REVOKE ALL ON FUNCTION public.auth_session(wanted_org uuid, wanted_user uuid, wa
 GRANT ALL ON FUNCTION public.auth_session(wanted_org uuid, wanted_user uuid, wanted_session uuid) TO trunkline_app;
 GRANT ALL ON FUNCTION public.auth_session(wanted_org uuid, wanted_user uuid, wanted_session uuid) TO trunkline_worker;
 
+REVOKE ALL ON FUNCTION public.drop_events_month(month date, keep_from date) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.drop_events_month(month date, keep_from date) TO trunkline_worker;
+
 REVOKE ALL ON FUNCTION public.ensure_month_partition(parent regclass, month date) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.ensure_month_partition(parent regclass, month date) TO trunkline_worker;
 
@@ -1278,6 +1536,33 @@ GRANT ALL ON FUNCTION public.members_by_numbers(p_org uuid, p_numbers text[]) TO
 REVOKE ALL ON FUNCTION public.record_member_change(p_org uuid, p_change uuid, p_cause text, p_actor_kind text, p_actor uuid, p_actor_name text, p_import uuid, p_file_name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.record_member_change(p_org uuid, p_change uuid, p_cause text, p_actor_kind text, p_actor uuid, p_actor_name text, p_import uuid, p_file_name text) TO trunkline_app;
 GRANT ALL ON FUNCTION public.record_member_change(p_org uuid, p_change uuid, p_cause text, p_actor_kind text, p_actor uuid, p_actor_name text, p_import uuid, p_file_name text) TO trunkline_worker;
+
+GRANT SELECT,INSERT ON TABLE public.events TO trunkline_app;
+GRANT SELECT,INSERT ON TABLE public.events TO trunkline_worker;
+GRANT SELECT ON TABLE public.events TO trunkline_definer;
+
+GRANT SELECT ON TABLE public.events_default TO trunkline_definer;
+
+REVOKE ALL ON FUNCTION public.stats_events_astray() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.stats_events_astray() TO trunkline_worker;
+
+REVOKE ALL ON FUNCTION public.stats_kept_days(default_days integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.stats_kept_days(default_days integer) TO trunkline_worker;
+
+GRANT SELECT ON TABLE public.stats_days TO trunkline_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.stats_days TO trunkline_worker;
+GRANT SELECT ON TABLE public.stats_days TO trunkline_definer;
+
+GRANT SELECT,INSERT ON TABLE public.stats_dirty TO trunkline_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.stats_dirty TO trunkline_worker;
+GRANT SELECT ON TABLE public.stats_dirty TO trunkline_definer;
+
+GRANT SELECT ON TABLE public.stats_hours TO trunkline_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.stats_hours TO trunkline_worker;
+GRANT SELECT ON TABLE public.stats_hours TO trunkline_definer;
+
+REVOKE ALL ON FUNCTION public.stats_month_is_needed(first_day date, next_first_day date) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.stats_month_is_needed(first_day date, next_first_day date) TO trunkline_worker;
 
 GRANT SELECT,INSERT ON TABLE public.audit_log TO trunkline_app;
 GRANT SELECT,INSERT ON TABLE public.audit_log TO trunkline_worker;
@@ -1364,6 +1649,12 @@ GRANT SELECT,INSERT,DELETE ON TABLE public.schedules TO trunkline_worker;
 
 GRANT SELECT ON TABLE public.schema_migrations TO trunkline_app;
 GRANT SELECT ON TABLE public.schema_migrations TO trunkline_worker;
+
+GRANT SELECT ON TABLE public.stats_daily TO trunkline_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.stats_daily TO trunkline_worker;
+
+GRANT SELECT ON TABLE public.stats_hourly TO trunkline_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.stats_hourly TO trunkline_worker;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.validation_guards TO trunkline_app;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.validation_guards TO trunkline_worker;
