@@ -34,6 +34,8 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
     ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
     ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_TIMEOUT_S * 1000)),
+    # A client that never acknowledges our settings is not bound by them.
+    ("grpc.http2.settings_timeout", int(HANDSHAKE_TIMEOUT_S * 1000)),
     ("grpc.max_connection_idle_ms", int(CONNECTION_IDLE_S * 1000)),
     ("grpc.max_connection_age_ms", int(CONNECTION_AGE_S * 1000)),
     ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE_MS),
@@ -54,6 +56,7 @@ def server_options(
     """SERVER_OPTIONS with the times that an operator chose."""
     chosen = {
         "grpc.server_handshake_timeout_ms": int(handshake_timeout_s * 1000),
+        "grpc.http2.settings_timeout": int(handshake_timeout_s * 1000),
         "grpc.max_connection_idle_ms": int(connection_idle_s * 1000),
         "grpc.max_connection_age_ms": int(connection_age_s * 1000),
     }

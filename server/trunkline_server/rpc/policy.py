@@ -19,6 +19,7 @@ class PolicyMissing(Exception):
 @dataclass(frozen=True, slots=True)
 class MethodPolicy:
     roles: frozenset[Role]
+    role_mask: int  # the same as bits: an enum member hashes in Python code
     anonymous: bool
     cost: int
     priority: Priority.ValueType
@@ -40,6 +41,7 @@ def policy_of(method: MethodDescriptor) -> MethodPolicy:
         raise PolicyMissing(f"{method.full_name} has no priority")
     return MethodPolicy(
         roles=roles,
+        role_mask=sum(1 << role for role in roles),
         anonymous=declared.anonymous,
         cost=declared.cost,
         priority=declared.priority,

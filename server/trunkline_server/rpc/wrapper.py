@@ -27,12 +27,14 @@ from trunkline_server.errors import (
     Internal,
     Invalid,
     PermissionDenied,
+    TooLarge,
     Unauthenticated,
     Unimplemented,
     to_status,
 )
 from trunkline_server.ids import uuid7
 from trunkline_server.rpc.caller import CURRENT, Caller, Request, TraceIds, behind_proxies
+from trunkline_server.rpc.options import METADATA_BYTES_MAX
 from trunkline_server.rpc.policy import MethodPolicy, policy_of
 from trunkline_server.rpc.validation import MessageClass, Messages
 
@@ -91,6 +93,11 @@ class HeaderInvalid(Invalid):
     text = "A metadata value holds characters that are not printable ASCII, or is too long."
 
 
+class MetadataTooLarge(TooLarge):
+    reason = reason_pb2.REASON_METADATA_TOO_LARGE
+    text = "The call's metadata is larger than 8 KiB."
+
+
 class MessageMissing(Invalid):
     reason = reason_pb2.REASON_MALFORMED_MESSAGE
     text = "The call ended before its message was complete."
@@ -115,6 +122,9 @@ class Inflight:
     def __init__(self) -> None:
         self.count = 0
         self._idle: asyncio.Event | None = None
+
+    def enter(self) -> None:
+        self.count += 1
 
     def leave(self) -> None:
         self.count -= 1
@@ -241,7 +251,7 @@ class _Call:
     )  # fmt: skip
 
     def __init__(self, wrapper: Wrapper, method: Method, context: Context) -> None:
-        wrapper.inflight.count += 1
+        wrapper.inflight.enter()
         self._started = time.monotonic()
         self._wrapper = wrapper
         self._method = method
@@ -270,7 +280,9 @@ class _Call:
         policy = method.policy
         authorization = traceparent = request_id = None
         read_peer = context.peer
+        metadata_bytes = 0
         for key, value in context.invocation_metadata() or ():
+            metadata_bytes += len(key) + len(value)
             if value.__class__ is str and not (value.isascii() and value.isprintable()):
                 raise HeaderInvalid(
                     violations=[
@@ -290,6 +302,9 @@ class _Call:
             elif key == "x-forwarded-for" and wrapper._trusted_proxies:
                 trusted = wrapper._trusted_proxies
                 read_peer = partial(behind_proxies, context.peer, str(value), trusted)
+        # grpc keeps the limit only towards clients that acknowledged its settings.
+        if metadata_bytes > METADATA_BYTES_MAX:
+            raise MetadataTooLarge
         deadline = self._started + self._remaining_s
         self._request = request = Request(method.path, request_id, read_peer, None, deadline)
         CURRENT.set(request)
