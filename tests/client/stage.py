@@ -31,11 +31,11 @@ class Thread:
     @contextmanager
     def within(self, make: Callable[[], AbstractAsyncContextManager[Thing]]) -> Iterator[Thing]:
         context = make()
-        thing = self.run(context.__aenter__())  # type: ignore[arg-type]
+        thing = self.run(context.__aenter__())
         try:
             yield thing
         finally:
-            self.run(context.__aexit__(None, None, None))  # type: ignore[arg-type]
+            self.run(context.__aexit__(None, None, None))
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -54,8 +54,8 @@ class Stage:
 @asynccontextmanager
 async def stage(port: int = 0) -> AsyncIterator[Stage]:
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    imports = Imports()
-    add_ImportServiceServicer_to_server(imports, server)  # type: ignore[no-untyped-call]
+    imports = Imports()  # type: ignore[abstract]
+    add_ImportServiceServicer_to_server(imports, server)
     port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:

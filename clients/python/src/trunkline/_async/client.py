@@ -1,9 +1,12 @@
 """The client: one connection, one credential, a namespace for each area."""
 
+import os
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import grpc
 
 from trunkline._async.content import AsyncContent
 from trunkline._async.identity import AsyncIdentity
@@ -15,8 +18,15 @@ from trunkline._async.session import AsyncSession
 from trunkline._async.stats import AsyncStats
 from trunkline._shared.connection import DEFAULT_ADDRESS, target_of
 from trunkline._shared.credentials import Login, MemoryTokens, TokenStore
+from trunkline._shared.health import (
+    HEALTH_METHOD,
+    HEALTH_TIMEOUT_S,
+    question_about,
+    status_of,
+)
+from trunkline._shared.profiles import resolve
 from trunkline._shared.version import USER_AGENT
-from trunkline.errors import ConfigurationError
+from trunkline.errors import ConfigurationError, from_grpc
 
 
 class AsyncClient:
@@ -48,6 +58,21 @@ class AsyncClient:
             api_key=api_key,
             login=login,
             tokens=tokens or (MemoryTokens() if login else None),
+        )
+
+    @classmethod
+    def from_env(cls, profile: str | None = None, *, user_agent: str = "") -> Self:
+        """A client as the environment says, then the profile: `TRUNKLINE_ADDRESS`,
+        `TRUNKLINE_API_KEY`, `TRUNKLINE_TLS`, `TRUNKLINE_CA_FILE`; `TRUNKLINE_PROFILE` names a
+        profile of `~/.config/trunkline/config.toml` if the argument does not."""
+        found = resolve(profile, os.environ)
+        return cls(
+            found.address,
+            api_key=found.api_key,
+            tokens=found.tokens,
+            tls=found.tls,
+            ca_file=found.ca_file,
+            user_agent=user_agent,
         )
 
     @property
@@ -89,6 +114,15 @@ class AsyncClient:
     def raw(self) -> AsyncRaw:
         """The generated stubs on the shared channel, for what the namespaces do not offer."""
         return AsyncRaw(self._session)
+
+    async def health(self, service: str = "", *, timeout_s: float = HEALTH_TIMEOUT_S) -> str:
+        """`SERVING` or another short name of grpc.health.v1, for a service's full name; without
+        one, whether the server lives at all. Needs no credential."""
+        check: Any = self._session.channel.unary_unary(HEALTH_METHOD)
+        try:
+            return status_of(await check(question_about(service), timeout=timeout_s))
+        except grpc.RpcError as error:
+            raise from_grpc(error, self.address) from None
 
     async def close(self) -> None:
         """Close the connections. The client cannot be used afterwards."""

@@ -20,6 +20,7 @@ class AsyncIdentity:
     def __init__(self, session: AsyncSession) -> None:
         stub: stubs.IdentityServiceAsyncStub = stubs.IdentityServiceStub(session.channel)
         methods = session.methods(_SERVICE)
+        self._login = methods.unary(stub.Login, "Login")
         self._logout = methods.unary(stub.Logout, "Logout")
         self._who_am_i = methods.unary(stub.WhoAmI, "WhoAmI")
         self._create_user = methods.unary(stub.CreateUser, "CreateUser")
@@ -34,6 +35,14 @@ class AsyncIdentity:
         self._update_org = methods.unary(stub.UpdateOrg, "UpdateOrg")
         self._list_audit_events = methods.unary(stub.ListAuditEvents, "ListAuditEvents")
         self._verify_audit = methods.unary(stub.VerifyAudit, "VerifyAudit")
+
+    async def login(
+        self, org_slug: str, email: str, password: str, *, timeout_s: float | None = None
+    ) -> pb.LoginResponse:
+        """Exchange a password for tokens, to be kept by the caller. A client that shall log in
+        by itself takes `login=Login(...)` instead."""
+        request = pb.LoginRequest(org_slug=org_slug, email=email, password=password)
+        return await self._login(request, timeout_s)
 
     async def who_am_i(self, *, timeout_s: float | None = None) -> pb.WhoAmIResponse:
         """The organisation, name and role of the credential in use."""

@@ -21,6 +21,7 @@ class Identity:
     def __init__(self, session: Session) -> None:
         stub: stubs.IdentityServiceStub = stubs.IdentityServiceStub(session.channel)
         methods = session.methods(_SERVICE)
+        self._login = methods.unary(stub.Login, "Login")
         self._logout = methods.unary(stub.Logout, "Logout")
         self._who_am_i = methods.unary(stub.WhoAmI, "WhoAmI")
         self._create_user = methods.unary(stub.CreateUser, "CreateUser")
@@ -35,6 +36,14 @@ class Identity:
         self._update_org = methods.unary(stub.UpdateOrg, "UpdateOrg")
         self._list_audit_events = methods.unary(stub.ListAuditEvents, "ListAuditEvents")
         self._verify_audit = methods.unary(stub.VerifyAudit, "VerifyAudit")
+
+    def login(
+        self, org_slug: str, email: str, password: str, *, timeout_s: float | None = None
+    ) -> pb.LoginResponse:
+        """Exchange a password for tokens, to be kept by the caller. A client that shall log in
+        by itself takes `login=Login(...)` instead."""
+        request = pb.LoginRequest(org_slug=org_slug, email=email, password=password)
+        return self._login(request, timeout_s)
 
     def who_am_i(self, *, timeout_s: float | None = None) -> pb.WhoAmIResponse:
         """The organisation, name and role of the credential in use."""
