@@ -33,6 +33,7 @@ from trunkline_server.identity.rules import Peppers
 from trunkline_server.identity.service import IdentityService
 from trunkline_server.identity.sessions import Sessions
 from trunkline_server.identity.tokens import AccessTokens
+from trunkline_server.imports.flow import FlowLimits
 from trunkline_server.imports.service import ImportService
 from trunkline_server.jobs import Runner, Timings
 from trunkline_server.link import Link
@@ -160,6 +161,13 @@ class Server:
             pages=pages,
             drain=drain,
             rare=RareLimit(valkey, processes=processes),
+            flow_limits=FlowLimits(
+                stream_window_bytes=settings.upload_window_bytes,
+                process_window_bytes=settings.upload_process_window_bytes,
+                org_budget_bytes=settings.upload_org_budget_bytes,
+                global_budget_bytes=settings.upload_global_budget_bytes,
+            ),
+            stream_age_s=settings.upload_stream_age_s,
         )
 
         wrapper = Wrapper(

@@ -163,6 +163,22 @@ class ServeSettings(CommonSettings):
         None, ge=1, description="Threads that hash passwords; default: cores."
     )
 
+    upload_window_bytes: int = Field(
+        8 << 20, ge=1, description="How far an upload may be ahead of what is stored."
+    )
+    upload_process_window_bytes: int = Field(
+        128 << 20, ge=1, description="The same for all uploads of a process together."
+    )
+    upload_org_budget_bytes: int = Field(
+        2 << 30, ge=1, description="Stored and unprocessed bytes of an organisation before a pause."
+    )
+    upload_global_budget_bytes: int = Field(
+        16 << 30, ge=1, description="The same of all organisations together."
+    )
+    upload_stream_age_s: float = Field(
+        45.0, gt=0, lt=60, description="An upload is asked to open another stream after this."
+    )
+
     @model_validator(mode="after")
     def _tls_in_pairs(self) -> "ServeSettings":
         if (self.tls_cert_file is None) != (self.tls_key_file is None):

@@ -50,6 +50,9 @@ def in_force(given: M, defaults: M) -> M:
     """The given values, and the default of each that was not given."""
     merged = type(given)()
     merged.CopyFrom(defaults)
+    for field, _ in given.ListFields():
+        # Or 0.3 s, whose seconds are zero, would take over those of the default.
+        merged.ClearField(field.name)
     merged.MergeFrom(given)
     return merged
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -192,9 +191,9 @@ class Importer:
         await upload.ended()
         return getattr(done, "import")  # type: ignore[no-any-return]
 
-    def watch(self, import_id: str) -> AsyncIterator[pb.WatchImportResponse]:
+    def watch(self, import_id: str) -> Any:
         request = pb.WatchImportRequest(import_id=import_id)
-        return self.stub.WatchImport(request, metadata=self.metadata)  # type: ignore[no-any-return]
+        return self.stub.WatchImport(request, metadata=self.metadata)
 
 
 async def refused(awaitable: Any) -> Refusal:

@@ -64,7 +64,7 @@ def window(limits: FlowLimits, streams: int, commit_s: float) -> int:
     size = min(limits.stream_window_bytes, limits.process_window_bytes // max(streams, 1))
     if commit_s > limits.commit_slow_s:
         size = int(size * limits.commit_slow_s / commit_s)
-    return max(size, limits.stream_window_bytes_min)
+    return max(size, min(limits.stream_window_bytes_min, limits.stream_window_bytes))
 
 
 def grant(

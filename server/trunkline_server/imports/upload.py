@@ -29,7 +29,7 @@ from trunkline_server.imports.storage import Place, Storage
 # Shorter than the grace that a connection past its age gives its streams (rpc/options.py): a
 # stream that began before the connection's end has said GoAway before the grace is over.
 STREAM_AGE_S = 45.0
-STREAM_AGE_JITTER_S = 5.0
+STREAM_AGE_SPREAD = 0.1
 GRANT_POLL_S = 0.25
 RECONNECT_AFTER_S = 0.05
 
@@ -58,7 +58,7 @@ class UploadStream:
         self._stall_s = stall_s
         now = time.monotonic()
         self._heard_at = now
-        self._ends_at = now + age_s + random.uniform(0, STREAM_AGE_JITTER_S)
+        self._ends_at = now + age_s + random.uniform(0, age_s * STREAM_AGE_SPREAD)
         self._storage: Storage | None = None
         self._goaway: pb.GoAwayReason.ValueType | None = None
         self._taken_over = False
