@@ -89,29 +89,29 @@ class Upload:
         """The next response; None at the stream's good end."""
         try:
             async with asyncio.timeout(PATIENCE_S):
-                response = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            last = self.seen[-1] if self.seen else None
-            refused = last.refused if last is not None and last.HasField("refused") else None
-            raise Refusal(error, refused) from None
+                response: Any = await self._call.read()
+        except grpc.aio.AioRpcError as broken:
+            raise Refusal(broken, self._refused) from None
         if response is grpc.aio.EOF:
-            if (code := await self._call.code()) is not grpc.StatusCode.OK:
-                await self._call.initial_metadata()
-                last = self.seen[-1] if self.seen else None
-                refused = last.refused if last is not None and last.HasField("refused") else None
-                error = grpc.aio.AioRpcError(
-                    code, await self._call.initial_metadata(),
-                    await self._call.trailing_metadata(), await self._call.details(),
-                )  # fmt: skip
-                raise Refusal(error, refused)
-            return None
+            code = await self._call.code()
+            if code is grpc.StatusCode.OK:
+                return None
+            head = await self._call.initial_metadata()
+            tail = await self._call.trailing_metadata()
+            text = await self._call.details()
+            raise Refusal(grpc.aio.AioRpcError(code, head, tail, text), self._refused)
         self.seen.append(response)
         event = getattr(response, response.WhichOneof("event"))
         if hasattr(event, "persisted_bytes"):
             self.persisted = event.persisted_bytes
         if hasattr(event, "send_limit"):
             self.send_limit = max(self.send_limit, event.send_limit)
-        return response
+        return response  # type: ignore[no-any-return]
+
+    @property
+    def _refused(self) -> pb.UploadRefused | None:
+        last = self.seen[-1] if self.seen else None
+        return last.refused if last is not None and last.HasField("refused") else None
 
     async def until(self, event: str) -> Any:
         while (response := await self.read()) is not None:

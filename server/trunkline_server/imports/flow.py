@@ -177,6 +177,10 @@ class Flow:
         if known := self._known.get(stream.org_id):
             known.org_stored += size
 
+    def finished(self, stream: Stream) -> None:
+        """A worker can make room from now on, so what is known of the backlog is wrong."""
+        self._known.pop(stream.org_id, None)
+
     def refused(self, size: int) -> None:
         self.refused_bytes += size
 

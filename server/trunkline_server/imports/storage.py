@@ -252,6 +252,7 @@ class Storage:
         if batch is not None:
             self._stored(batch, started)
         self.machine.finished()
+        self._place.flow.finished(self._stream)
         self._place.hooks.changed(self._place.org_id, self.import_id)
 
     async def _queue(self, tx: Executor, sha256: bytes) -> None:
