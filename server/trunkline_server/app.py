@@ -107,6 +107,7 @@ class Server:
 
     port: int
     drain: Drain
+    members: MemberService
     _server: grpc.aio.Server
     _health: Health
     _wrapper: Wrapper
@@ -257,7 +258,7 @@ class Server:
             ("database", db.close),
             ("telemetry", meters.close),
         ]
-        return cls(port, drain, server, health, wrapper, closers)
+        return cls(port, drain, members, server, health, wrapper, closers)
 
     async def stop(self) -> bool:
         """Drains. True when every accepted call was answered."""

@@ -60,10 +60,12 @@ class PageTokens:
         self._ttl_s = ttl_s
         self._clock = clock
 
-    def seal(self, position: Sequence[Any], filters: object = b"") -> str:
+    def seal(
+        self, position: Sequence[Any], filters: object = b"", *, ttl_s: float | None = None
+    ) -> str:
         """`position` is what the next page starts after, in JSON's types."""
         nonce = os.urandom(_NONCE_BYTES)
-        expires = int(self._clock() + self._ttl_s).to_bytes(_TIME_BYTES, "big")
+        expires = int(self._clock() + (ttl_s or self._ttl_s)).to_bytes(_TIME_BYTES, "big")
         plain = expires + json.dumps(list(position), separators=(",", ":")).encode()
         sealed = nonce + self._ciphers[0].encrypt(nonce, plain, _bound_to(filters))
         return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()

@@ -1,6 +1,9 @@
 """Members as messages: rows in, protobuf out, masked for the role that asks."""
 
-from datetime import date, datetime
+import json
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -10,34 +13,19 @@ from trunkline_server.db import Record
 from trunkline_server.members.decision import Finding, Sight, masked, sight
 from trunkline_server.rpc.caller import Role
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _numbers(enumeration: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, number in enumeration.items():
+        yield name.removeprefix(prefix), number
+
+
+_STATUSES = dict(_numbers(pb.MemberStatus, "MEMBER_STATUS_"))
+_CHANGE_CAUSES = dict(_numbers(pb.ChangeCause, "CHANGE_CAUSE_"))
+_REASONS = dict(_numbers(ValidationReason, "VALIDATION_REASON_"))
 _TEXTS = ("member_number", "given_name", "family_name", "email", "phone", "plan")
 _DAYS = ("date_of_birth", "effective_from", "effective_to")
-
-
-def member(row: Record, role: Role) -> pb.Member:
-    """The member as the role may see it."""
-    message = pb.Member(
-        member_id=str(row["member_id"]),
-        status=pb.MemberStatus.Value(f"MEMBER_STATUS_{row['status']}"),
-        version=row["version"],
-        etag=etag(row),
-        masked=is_masked(role),
-    )
-    for field in _TEXTS:
-        if row[field]:
-            setattr(message, field, masked(field, row[field], role.name))
-    for field in _DAYS:
-        if row[field] is not None:
-            setattr(message, field, masked(field, row[field].isoformat(), role.name))
-    message.provenance.CopyFrom(provenance(row))
-    for column, field in _TIMES.items():
-        if (moment := row.get(column)) is not None:
-            getattr(message, field).FromDatetime(moment)
-    if sight("attributes", role.name) is Sight.FULL:
-        message.attributes.update(row.get("attributes") or {})
-    return message
-
-
 _TIMES = {
     "created_at": "create_time",
     "updated_at": "update_time",
@@ -46,8 +34,50 @@ _TIMES = {
 }
 
 
+def _sights(fields: tuple[str, ...], role: Role) -> tuple[tuple[str, Sight], ...]:
+    seen = ((field, sight(field, role.name)) for field in fields)
+    return tuple((field, how) for field, how in seen if how is not Sight.HIDDEN)
+
+
+# The masking table, worked out once for each role: a validation is in a hurry.
+_SEEN_TEXTS = {role: _sights(_TEXTS, role) for role in Role}
+_SEEN_DAYS = {role: _sights(_DAYS, role) for role in Role}
+_SEES_ATTRIBUTES = {role: sight("attributes", role.name) is Sight.FULL for role in Role}
+_IS_MASKED = {
+    role: any(
+        sight(field, role.name) is not Sight.FULL for field in (*_TEXTS, *_DAYS, "attributes")
+    )
+    for role in Role
+}
+
+
+def member(row: Record, role: Role, origin: pb.Provenance | None = None) -> pb.Member:
+    """The member as the role may see it."""
+    version = row["version"]
+    content: dict[str, Any] = {
+        "member_id": str(row["member_id"]),
+        "status": _STATUSES[row["status"]],
+        "version": version,
+        "etag": str(version),
+        "masked": _IS_MASKED[role],
+        "provenance": provenance(row) if origin is None else origin,
+    }
+    for field, how in _SEEN_TEXTS[role]:
+        value = row[field]
+        content[field] = value if how is Sight.FULL else masked(field, value, role.name)
+    for field, _ in _SEEN_DAYS[role]:
+        if (moment := row[field]) is not None:
+            content[field] = moment.isoformat()
+    for column, field in _TIMES.items():
+        if (moment := row.get(column)) is not None:
+            content[field] = timestamp(moment)
+    if _SEES_ATTRIBUTES[role] and (attributes := row.get("attributes")):
+        content["attributes"] = json.loads(attributes)
+    return pb.Member(**content)
+
+
 def is_masked(role: Role) -> bool:
-    return any(sight(field, role.name) is not Sight.FULL for field in ("email", "date_of_birth"))
+    return _IS_MASKED[role]
 
 
 def etag(row: Record) -> str:
@@ -67,21 +97,20 @@ _CAUSES = {
 
 
 def provenance(row: Record) -> pb.Provenance:
-    if row["cause"] is None:
+    cause = row["cause"]
+    if cause is None:
         return pb.Provenance()
-    message = pb.Provenance(
-        cause=pb.ChangeCause.Value(f"CHANGE_CAUSE_{row['cause']}"),
+    import_id, actor_id = row["import_id"], row["actor_id"]
+    return pb.Provenance(
+        cause=_CHANGE_CAUSES[cause],
+        import_id="" if import_id is None else str(import_id),
         file_name=row["file_name"],
         row_no=row["row_no"] or 0,
+        actor_id="" if actor_id is None else str(actor_id),
         actor_name=row["actor_name"],
         change_time=timestamp(row["changed_at"]),
         summary=summary(row),
     )
-    if row["import_id"] is not None:
-        message.import_id = str(row["import_id"])
-    if row["actor_id"] is not None:
-        message.actor_id = str(row["actor_id"])
-    return message
 
 
 def summary(row: Record) -> str:
@@ -102,7 +131,7 @@ def reasons(
 ) -> list[pb.DecisionReason]:
     return [
         pb.DecisionReason(
-            code=(code := ValidationReason.Value(f"VALIDATION_REASON_{finding.reason}")),
+            code=(code := _REASONS[finding.reason]),
             text=finding.sentence,
             next_step=finding.next_step,
             article_ids=articles.get(code, ()),
@@ -111,10 +140,14 @@ def reasons(
     ]
 
 
+def change_cause(name: str) -> pb.ChangeCause.ValueType:
+    cause: pb.ChangeCause.ValueType = _CHANGE_CAUSES[name]
+    return cause
+
+
 def timestamp(moment: datetime) -> Timestamp:
-    message = Timestamp()
-    message.FromDatetime(moment)
-    return message
+    since = moment - _EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
 
 
 def day(value: date | None) -> str:
@@ -136,3 +169,18 @@ def read_masked(message: pb.Member, paths: list[str]) -> pb.Member:
         else:
             setattr(kept, field.name, value)
     return kept
+
+
+_LEVELS = dict(_numbers(pb.GuardLevel, "GUARD_LEVEL_"))
+
+
+def guard(row: Record) -> pb.ValidationGuard:
+    return pb.ValidationGuard(
+        actor_id=str(row["actor_id"]),
+        actor_name=row["actor_name"],
+        level=_LEVELS[row["level"]],
+        lookups=row["lookups"],
+        misses=row["misses"],
+        longest_sequence=row["sequential"],
+        start_time=timestamp(row["started_at"]),
+    )

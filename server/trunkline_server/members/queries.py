@@ -72,6 +72,14 @@ async def get(db: Executor, org_id: UUID, member_id: UUID) -> Record | None:
     return await db.fetchrow(_GET, org_id, member_id)
 
 
+_COUNT = "SELECT count(member_id) FROM members WHERE org_id = $1"
+
+
+async def count(db: Executor, org_id: UUID) -> int:
+    counted: int = await db.fetchval(_COUNT, org_id)
+    return counted
+
+
 _ID_OF_NUMBER = """
 SELECT member_id FROM members WHERE org_id = $1 AND member_number = $2
 """
@@ -83,8 +91,10 @@ async def id_of_number(db: Executor, org_id: UUID, number: str) -> UUID | None:
 
 
 _LOCK = """
-SELECT version, deleted_at, purge_at, member_number, status FROM members
-WHERE org_id = $1 AND member_id = $2 FOR UPDATE
+SELECT m.member_id, m.member_number, m.given_name, m.family_name, m.email, m.phone,
+       m.date_of_birth, m.plan, m.status, m.effective_from, m.effective_to, m.attributes,
+       m.version, m.change_id, m.row_no, m.created_at, m.updated_at, m.deleted_at, m.purge_at
+FROM members m WHERE m.org_id = $1 AND m.member_id = $2 FOR UPDATE
 """
 
 
@@ -176,11 +186,17 @@ async def undelete(db: Executor, org_id: UUID, member_id: UUID, change: Change) 
     await record(db, org_id, change)
 
 
+_INDEX = "SELECT index_members($1, $2)"
 _RECORD = "SELECT record_member_change($1, $2, $3, $4, $5, $6, $7, $8)"
 
 
 async def record(db: Executor, org_id: UUID, change: Change) -> int:
-    """Writes the change down; last in a transaction, for the sequence stays locked."""
+    """Writes the change down; last in a transaction, for the sequence stays locked.
+
+    An import leaves the search to the worker: its own transactions must not pay for it.
+    """
+    if change.import_id is None:
+        await db.execute(_INDEX, org_id, change.change_id)
     seq: int = await db.fetchval(
         _RECORD, org_id, change.change_id, change.cause, change.actor_kind, change.actor_id,
         change.actor_name, change.import_id, change.file_name,
@@ -209,48 +225,112 @@ async def history(
     return await db.fetch(_HISTORY, org_id, member_id, below_version, limit)
 
 
-_AS_OF = """
-SELECT h.member_id, h.member_number, h.given_name, h.family_name, h.email, h.phone,
-       h.date_of_birth, h.plan, h.status, h.effective_from, h.effective_to, h.attributes,
-       h.version, h.change_id, h.row_no, h.created_at, h.updated_at, h.deleted_at, h.purge_at,
-       h.superseded_at, c.cause, c.actor_kind, c.actor_id, c.actor_name, c.import_id, c.file_name,
-       c.changed_at
-FROM member_history h
-LEFT JOIN member_changes c ON c.org_id = h.org_id AND c.change_id = h.change_id
-WHERE h.org_id = $1 AND h.member_id = $2 AND h.superseded_at > $3
-ORDER BY h.superseded_at, h.version
-LIMIT 1
+_NUMBER_AT = """
+SELECT v.member_id, v.member_number, v.given_name, v.family_name, v.email, v.phone,
+       v.date_of_birth, v.plan, v.status, v.effective_from, v.effective_to, v.attributes,
+       v.version, v.change_id, v.row_no, v.created_at, v.updated_at, v.deleted_at, v.purge_at,
+       c.cause, c.actor_kind, c.actor_id, c.actor_name, c.import_id, c.file_name, c.changed_at
+FROM (
+    SELECT h.member_id, h.member_number, h.given_name, h.family_name, h.email, h.phone,
+           h.date_of_birth, h.plan, h.status, h.effective_from, h.effective_to, h.attributes,
+           h.version, h.change_id, h.row_no, h.created_at, h.updated_at, h.deleted_at, h.purge_at
+    FROM members h WHERE h.org_id = $1 AND h.member_number = $2 AND h.updated_at <= $3
+    UNION ALL
+    SELECT h.member_id, h.member_number, h.given_name, h.family_name, h.email, h.phone,
+           h.date_of_birth, h.plan, h.status, h.effective_from, h.effective_to, h.attributes,
+           h.version, h.change_id, h.row_no, h.created_at, h.updated_at, h.deleted_at, h.purge_at
+    FROM member_history h WHERE h.org_id = $1 AND h.member_number = $2
+      AND h.updated_at <= $3 AND h.superseded_at > $3
+) v
+LEFT JOIN member_changes c ON c.org_id = $1 AND c.change_id = v.change_id
+ORDER BY v.version DESC LIMIT 1
+"""
+_NUMBER_FIRST = """
+SELECT v.member_id, v.member_number, v.given_name, v.family_name, v.email, v.phone,
+       v.date_of_birth, v.plan, v.status, v.effective_from, v.effective_to, v.attributes,
+       v.version, v.change_id, v.row_no, v.created_at, v.updated_at, v.deleted_at, v.purge_at,
+       c.cause, c.actor_kind, c.actor_id, c.actor_name, c.import_id, c.file_name, c.changed_at
+FROM (
+    SELECT h.member_id, h.member_number, h.given_name, h.family_name, h.email, h.phone,
+           h.date_of_birth, h.plan, h.status, h.effective_from, h.effective_to, h.attributes,
+           h.version, h.change_id, h.row_no, h.created_at, h.updated_at, h.deleted_at, h.purge_at
+    FROM members h WHERE h.org_id = $1 AND h.member_number = $2 AND h.created_at > $3
+    UNION ALL
+    SELECT h.member_id, h.member_number, h.given_name, h.family_name, h.email, h.phone,
+           h.date_of_birth, h.plan, h.status, h.effective_from, h.effective_to, h.attributes,
+           h.version, h.change_id, h.row_no, h.created_at, h.updated_at, h.deleted_at, h.purge_at
+    FROM member_history h WHERE h.org_id = $1 AND h.member_number = $2 AND h.created_at > $3
+) v
+LEFT JOIN member_changes c ON c.org_id = $1 AND c.change_id = v.change_id
+ORDER BY v.created_at DESC, v.version LIMIT 1
 """
 
 
-async def version_at(
-    db: Executor, org_id: UUID, member_id: UUID, moment: datetime
+async def number_at(db: Executor, org_id: UUID, number: str, moment: datetime) -> Record | None:
+    """Whom the number belonged to at the moment, as that member was.
+
+    A member registered later is judged by its first version: what is known now about a day before
+    the registration is in its dates, not in a record of that day.
+    """
+    found = await db.fetchrow(_NUMBER_AT, org_id, number, moment)
+    return found or await db.fetchrow(_NUMBER_FIRST, org_id, number, moment)
+
+
+_MEMBER_AT = """
+SELECT v.member_id, v.member_number, v.given_name, v.family_name, v.email, v.phone,
+       v.date_of_birth, v.plan, v.status, v.effective_from, v.effective_to, v.attributes,
+       v.version, v.change_id, v.row_no, v.created_at, v.updated_at, v.deleted_at, v.purge_at,
+       c.cause, c.actor_kind, c.actor_id, c.actor_name, c.import_id, c.file_name, c.changed_at
+FROM (
+    SELECT h.member_id, h.member_number, h.given_name, h.family_name, h.email, h.phone,
+           h.date_of_birth, h.plan, h.status, h.effective_from, h.effective_to, h.attributes,
+           h.version, h.change_id, h.row_no, h.created_at, h.updated_at, h.deleted_at, h.purge_at
+    FROM members h WHERE h.org_id = $1 AND h.member_id = $2 AND h.updated_at <= $3
+    UNION ALL
+    SELECT h.member_id, h.member_number, h.given_name, h.family_name, h.email, h.phone,
+           h.date_of_birth, h.plan, h.status, h.effective_from, h.effective_to, h.attributes,
+           h.version, h.change_id, h.row_no, h.created_at, h.updated_at, h.deleted_at, h.purge_at
+    FROM member_history h WHERE h.org_id = $1 AND h.member_id = $2
+      AND h.updated_at <= $3 AND h.superseded_at > $3
+) v
+LEFT JOIN member_changes c ON c.org_id = $1 AND c.change_id = v.change_id
+ORDER BY v.version DESC LIMIT 1
+"""
+
+
+async def member_at(db: Executor, org_id: UUID, member_id: UUID, moment: datetime) -> Record | None:
+    return await db.fetchrow(_MEMBER_AT, org_id, member_id, moment)
+
+
+async def exact_number_at(
+    db: Executor, org_id: UUID, number: str, moment: datetime
 ) -> Record | None:
-    """The image that was replaced first after the moment; None: the current row held already."""
-    return await db.fetchrow(_AS_OF, org_id, member_id, moment)
+    return await db.fetchrow(_NUMBER_AT, org_id, number, moment)
 
 
 _LOG_VALIDATIONS = """
 INSERT INTO validation_log (
-    org_id, validation_id, actor_id, decision, reasons, member_id, as_of, at
+    org_id, validation_id, actor_id, decision, reasons, validations, member_ids, as_of, at
 )
-SELECT $1, validation_id, actor_id, decision, string_to_array(reasons, ','), member_id, as_of, at
-FROM unnest($2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::uuid[], $7::date[],
-            $8::timestamptz[])
-    AS given (validation_id, actor_id, decision, reasons, member_id, as_of, at)
+SELECT $1, validation_id, actor_id, decision, string_to_array(reasons, ','), validations,
+       string_to_array(member_ids, ',')::uuid[], as_of, at
+FROM unnest($2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::integer[], $7::text[],
+            $8::date[], $9::timestamptz[])
+    AS given (validation_id, actor_id, decision, reasons, validations, member_ids, as_of, at)
 ON CONFLICT DO NOTHING
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """One validation as it is counted and audited. No number, no name: ids only."""
+    """Validations as they are counted and audited. No numbers, no names: ids only."""
 
     validation_id: UUID
     actor_id: UUID
     decision: str
     reasons: str
-    member_id: UUID | None
+    validations: int
+    member_ids: Sequence[UUID]
     as_of: date
     at: datetime
 
@@ -264,7 +344,68 @@ async def log_validations(db: Executor, org_id: UUID, logged: Sequence[Logged]) 
         [row.actor_id for row in logged],
         [row.decision for row in logged],
         [row.reasons for row in logged],
-        [row.member_id for row in logged],
+        [row.validations for row in logged],
+        # An array of arrays of unequal length does not exist: their members travel as text.
+        [",".join(map(str, row.member_ids)) for row in logged],
         [row.as_of for row in logged],
         [row.at for row in logged],
     )
+
+
+_SAVE_GUARD = """
+INSERT INTO validation_guards (
+    org_id, actor_id, actor_name, level, sign, lookups, misses, sequential
+)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+ON CONFLICT (org_id, actor_id) DO UPDATE SET
+    actor_name = excluded.actor_name, sign = excluded.sign, lookups = excluded.lookups,
+    misses = excluded.misses, sequential = excluded.sequential, updated_at = now(),
+    -- Another process may have stopped the actor: only an administrator takes that back.
+    level = CASE WHEN validation_guards.level = 'STOPPED' THEN 'STOPPED' ELSE excluded.level END
+"""
+
+
+async def save_guard(
+    db: Executor,
+    org_id: UUID,
+    actor_id: UUID,
+    actor_name: str,
+    level: str,
+    sign: str,
+    figures: tuple[int, int, int],
+) -> None:
+    """`figures`: look-ups, misses, sequential ones."""
+    await db.execute(_SAVE_GUARD, org_id, actor_id, actor_name, level, sign, *figures)
+
+
+_STOPPED = "SELECT actor_id FROM stopped_validators()"
+
+
+async def stopped(db: Executor) -> list[UUID]:
+    """Of all organisations."""
+    return [row["actor_id"] for row in await db.fetch(_STOPPED)]
+
+
+_GUARDS = """
+SELECT actor_id, actor_name, level, lookups, misses, sequential, started_at, updated_at
+FROM validation_guards
+WHERE org_id = $1
+  AND ($2::timestamptz IS NULL OR (updated_at, actor_id) < ($2::timestamptz, $3::uuid))
+ORDER BY updated_at DESC, actor_id DESC LIMIT $4
+"""
+
+
+async def guards(
+    db: Executor, org_id: UUID, before: datetime | None, before_actor: UUID | None, limit: int
+) -> list[Record]:
+    return await db.fetch(_GUARDS, org_id, before, before_actor, limit)
+
+
+_RELEASE = """
+DELETE FROM validation_guards WHERE org_id = $1 AND actor_id = $2
+RETURNING actor_id, actor_name, level, lookups, misses, sequential, started_at, updated_at
+"""
+
+
+async def release_guard(db: Executor, org_id: UUID, actor_id: UUID) -> Record | None:
+    return await db.fetchrow(_RELEASE, org_id, actor_id)

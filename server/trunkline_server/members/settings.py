@@ -93,3 +93,6 @@ class SettingsReader:
                 self._read.clear()
             found = self._read[org_key] = read(settings.member_rules, settings.version)
         return found
+
+    def held(self, org_key: str) -> MemberSettings | None:
+        return self._read.get(org_key)

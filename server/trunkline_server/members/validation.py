@@ -1,23 +1,25 @@
-"""The fast path: from memory, else one read on a kept connection; counted and audited aside.
+"""The fast path: from memory, else one read on a kept connection.
 
 An answer is prepared once for each member, role and day, as the bytes that go on the wire: a warm
-validation is a few dictionary look-ups.
+validation is a few dictionary look-ups (docs/adr/0011).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from uuid import UUID
 
 from trunkline.api.members.v1 import members_service_pb2 as pb
 from trunkline_server.cache import MISS, Cache
-from trunkline_server.db import Database, Executor, Record
+from trunkline_server.db import Database, Record
 from trunkline_server.link import Link
-from trunkline_server.members import decision, present, queries, rules
+from trunkline_server.members import decision, present, queries, rules, wire
 from trunkline_server.members.decision import (
     Decision,
+    Finding,
     MemberFacts,
     Reason,
     SecondFactors,
@@ -26,7 +28,7 @@ from trunkline_server.members.decision import (
 from trunkline_server.members.errors import AsOfOutOfRange
 from trunkline_server.members.rules import FieldRefused, Status
 from trunkline_server.members.settings import MemberSettings, SettingsReader
-from trunkline_server.orgs import Orgs, OrgSettings
+from trunkline_server.orgs import TOPIC_ORG, Orgs, OrgSettings
 from trunkline_server.rpc.caller import Caller, Role
 
 TOPIC_MEMBER = "member"  # payload: organisation, space, number
@@ -36,7 +38,6 @@ TTL_S = 30.0
 NEGATIVE_TTL_S = 2.0
 # With the link down nothing granted is older than this.
 SHORT_TTL_S = 1.0
-ANSWERS_PER_MEMBER_MAX = 8
 AS_OF_YEARS_AHEAD_MAX = 5
 
 _UNDISCLOSED = frozenset(
@@ -45,20 +46,30 @@ _UNDISCLOSED = frozenset(
         Reason.FAMILY_NAME_MISMATCH,
         Reason.SECOND_FACTOR_MISSING,
         Reason.SECOND_FACTOR_NOT_ON_FILE,
+        Reason.HISTORY_NOT_KEPT,
     }
 )
+_DECISIONS: Mapping[Decision, pb.Decision.ValueType] = {
+    name: pb.Decision.Value(f"DECISION_{name}") for name in Decision
+}
+_NOT_KEPT = Verdict(Decision.NEEDS_CHECK, (Finding(Reason.HISTORY_NOT_KEPT),))
+
+# What a validation is counted under: decision, reasons, day.
+Tally = tuple[str, str, date]
 
 
-@dataclass(frozen=True, slots=True)
 class Answer:
     """A validation as it is sent, and as it is counted."""
 
-    validation: bytes
-    response: bytes  # the same as ValidateMemberResponse
-    decision: str
-    reasons: str
-    member_id: UUID | None
-    as_of: date
+    __slots__ = ("item", "member_id", "reply", "response", "result", "tally")
+
+    def __init__(self, validation: bytes, member_id: UUID | None, tally: Tally) -> None:
+        self.response = wire.validate_response(validation)
+        self.reply = wire.Prepared(self.response)
+        self.result = wire.framed_validation(validation)
+        self.item = wire.member_answer("", self.result)
+        self.member_id = member_id
+        self.tally = tally
 
     @property
     def is_miss(self) -> bool:
@@ -75,16 +86,19 @@ class Question:
 
 
 PLAIN = Question()
+_NOTHING_GIVEN = SecondFactors()
+_Held = tuple[Answer, float]
 
 
 @dataclass(slots=True)
 class Known:
-    """A number as it was read: the member, or that there is none, and the answers made of it."""
+    """A number as it was read: the member, or that there is none."""
 
     row: Record | None
     facts: MemberFacts | None
     read_at: datetime
-    answers: dict[tuple[int, date], Answer] = field(default_factory=dict)
+    # By role: today's answer to the plain question, and when today ends.
+    held: list[_Held | None] = field(default_factory=lambda: [None] * (max(Role) + 1))
 
 
 class Validator:
@@ -94,6 +108,7 @@ class Validator:
         self._db = db
         self._orgs = orgs
         self._settings = SettingsReader()
+        self._days: dict[str, tuple[int, date, float]] = {}
         self.cache: Cache[tuple[str, str], Known] = Cache(
             "members",
             entries_max=ENTRIES_MAX,
@@ -104,7 +119,7 @@ class Validator:
         if link is not None:
             link.subscribe(TOPIC_MEMBER, self._changed)
             link.subscribe(TOPIC_MEMBERS, self._bulk_changed)
-            link.subscribe("org", self._bulk_changed)
+            link.subscribe(TOPIC_ORG, self._bulk_changed)
             link.on_loss(self.cache.distrust)
             link.on_recovery(self.cache.restore)
         else:
@@ -114,21 +129,32 @@ class Validator:
         org = self._orgs.cached(who.org_key) or await self._orgs.get(who.org_id)
         return org, self._settings.of(who.org_key, org)
 
-    def warm(self, who: Caller, number: str, now: datetime) -> Answer | None:
-        """The answer to a plain question, when it is at hand without waiting for anything."""
+    def known_settings(self, org_key: str) -> MemberSettings | None:
+        """Of an organisation that this process has answered for."""
+        return self._settings.held(org_key)
+
+    def warm(self, who: Caller, number: str, now_s: float) -> Answer | None:
+        """The answer to a plain question, when it is at hand without waiting for anything.
+
+        Keys are numbers as they are stored, so another spelling of one is not found here.
+        """
         known = self.cache.get((who.org_key, number))
         if known is None or known is MISS:
             return None
-        org = self._orgs.cached(who.org_key)
-        if org is None:
-            return None
-        return known.answers.get((who.role, org.today(now)))  # type: ignore[union-attr]
+        held = known.held[who.role]  # type: ignore[union-attr]
+        return held[0] if held is not None and now_s < held[1] else None
 
     async def answer(
-        self, who: Caller, raw_number: str, question: Question, now: datetime
+        self,
+        who: Caller,
+        raw_number: str,
+        question: Question,
+        now_s: float,
+        read: Mapping[str, Known] | None = None,
     ) -> Answer:
+        """`read`: what `read_fresh` brought."""
         org, settings = await self.settings(who)
-        today = org.today(now)
+        today, day_ends_s = self._today(who.org_key, org, now_s)
         as_of = question.as_of or today
         if as_of.year > today.year + AS_OF_YEARS_AHEAD_MAX:
             raise AsOfOutOfRange
@@ -136,31 +162,50 @@ class Validator:
             number = rules.member_number(raw_number, settings.rules.number)
         except FieldRefused as refused:
             verdict = decision.number_refused(refused.code)
-            return self._told(who.role, None, verdict, as_of, now, settings)
-        if question.fresh or as_of < today:
-            known = await self._read_tenant(org, number, as_of if as_of < today else None, now)
+            return _told(who.role, None, verdict, as_of, _moment(now_s), settings)
+        if as_of < today:
+            return await self._past(org, settings, who.role, number, question, as_of, now_s)
+        if question.fresh:
+            if read is None:
+                read = await self.read_fresh(who, (raw_number,))
+            known = read.get(number) or Known(None, None, _moment(now_s))
         else:
             found = await self.cache.get_or_load(
                 who.org_id, (who.org_key, number), lambda: self._load(who.org_id, number)
             )
-            known = found or _known(None, now)
-        return self._answer_from(known, who.role, question, as_of, settings)
+            known = found or Known(None, None, _moment(now_s))
+        if question.given is None and as_of == today:
+            return _todays(known, who.role, as_of, settings, day_ends_s)
+        return _judged(known, who.role, question, as_of, settings)
 
-    async def preload(self, who: Caller, numbers: Sequence[str]) -> None:
+    async def preload(self, who: Caller, raw_numbers: Sequence[str]) -> None:
         """One read for all numbers of a batch that are not at hand."""
-        _, settings = await self.settings(who)
-        wanted = []
-        for raw in numbers:
-            try:
-                number = rules.member_number(raw, settings.rules.number)
-            except FieldRefused:
-                continue
-            if self.cache.get((who.org_key, number)) is MISS:
-                wanted.append((who.org_key, number))
+        wanted = [
+            key
+            for number in await self._numbers(who, raw_numbers)
+            if self.cache.get(key := (who.org_key, number)) is MISS
+        ]
         if wanted:
             await self.cache.load_many(
                 who.org_id, wanted, lambda keys: self._load_many(who.org_id, keys)
             )
+
+    async def read_fresh(self, who: Caller, raw_numbers: Sequence[str]) -> dict[str, Known]:
+        """One read for all, past every cache, from the primary."""
+        numbers = await self._numbers(who, raw_numbers)
+        now = datetime.now(UTC)
+        async with self._db.tenant_tx(who.org_id) as tx:
+            rows = await queries.by_numbers(tx, who.org_id, numbers)
+        return {row["member_number"]: _known(row, now) for row in rows}
+
+    async def _numbers(self, who: Caller, raw_numbers: Sequence[str]) -> list[str]:
+        """The usable ones, as they are stored, each once."""
+        _, settings = await self.settings(who)
+        numbers: dict[str, None] = {}
+        for raw in raw_numbers:
+            with contextlib.suppress(FieldRefused):
+                numbers[rules.member_number(raw, settings.rules.number)] = None
+        return list(numbers)
 
     async def _load(self, org_id: UUID, number: str) -> Known | None:
         now = datetime.now(UTC)
@@ -175,64 +220,32 @@ class Validator:
         org_key = keys[0][0]
         return {(org_key, row["member_number"]): _known(row, now) for row in rows}
 
-    async def _read_tenant(
-        self, org: OrgSettings, number: str, past: date | None, now: datetime
-    ) -> Known:
-        """Past every cache, from the primary; as it was at the end of a day in the past."""
-        async with self._db.tenant_tx(org.org_id) as tx:
-            row = await queries.by_number(tx, org.org_id, number)
-            if row is not None and past is not None:
-                row = await _as_it_was(tx, org, row, past)
-        return _known(row, now)
-
-    def _answer_from(
-        self, known: Known, role: Role, question: Question, as_of: date, settings: MemberSettings
-    ) -> Answer:
-        key = (int(role), as_of)
-        plain = question.given is None
-        if plain and (prepared := known.answers.get(key)) is not None:
-            return prepared
-        given = question.given or SecondFactors()
-        verdict = decision.decide(known.facts, as_of, settings.rules, given)
-        answer = self._told(role, known, verdict, as_of, known.read_at, settings)
-        if plain and len(known.answers) < ANSWERS_PER_MEMBER_MAX:
-            known.answers[key] = answer
-        return answer
-
-    def _told(
+    async def _past(
         self,
-        role: Role,
-        known: Known | None,
-        verdict: Verdict,
-        as_of: date,
-        checked_at: datetime,
+        org: OrgSettings,
         settings: MemberSettings,
+        role: Role,
+        number: str,
+        question: Question,
+        day: date,
+        now_s: float,
     ) -> Answer:
-        message = pb.Validation(
-            decision=pb.Decision.Value(f"DECISION_{verdict.decision}"),
-            reasons=present.reasons(verdict.findings, settings.articles),
-            as_of=as_of.isoformat(),
-            checked_at=present.timestamp(checked_at),
-        )
-        row = known.row if known is not None else None
-        disclosed = verdict.decision is not Decision.NOT_FOUND and not any(
-            finding.reason in _UNDISCLOSED for finding in verdict.findings
-        )
-        if row is not None and disclosed:
-            message.plan = row["plan"]
-            message.effective_from = present.day(row["effective_from"])
-            message.effective_to = present.day(row["effective_to"])
-            message.member.CopyFrom(present.member(row, role))
-            message.provenance.CopyFrom(message.member.provenance)
-        content = message.SerializeToString()
-        return Answer(
-            validation=content,
-            response=pb.ValidateMemberResponse(validation=message).SerializeToString(),
-            decision=verdict.decision,
-            reasons=",".join(finding.reason for finding in verdict.findings),
-            member_id=row["member_id"] if row is not None else None,
-            as_of=as_of,
-        )
+        """By what the organisation's records said when that day ended."""
+        moment = datetime.combine(day + timedelta(days=1), time.min, org.zone)
+        if moment < _moment(now_s) - timedelta(days=org.retention.member_history_days):
+            return _told(role, None, _NOT_KEPT, day, _moment(now_s), settings)
+        async with self._db.tenant_tx(org.org_id) as tx:
+            row = await queries.number_at(tx, org.org_id, number, moment)
+        known = _known(row, _moment(now_s))
+        return _judged(known, role, question, day, settings)
+
+    def _today(self, org_key: str, org: OrgSettings, now_s: float) -> tuple[date, float]:
+        held = self._days.get(org_key)
+        if held is None or held[0] != org.version or now_s >= held[2]:
+            today = org.today(_moment(now_s))
+            ends = datetime.combine(today + timedelta(days=1), time.min, org.zone)
+            held = self._days[org_key] = (org.version, today, ends.timestamp())
+        return held[1], held[2]
 
     def _changed(self, payload: str) -> None:
         org_key, _, number = payload.partition(" ")
@@ -242,27 +255,74 @@ class Validator:
         self.cache.bump(UUID(payload))
 
 
+def _moment(now_s: float) -> datetime:
+    return datetime.fromtimestamp(now_s, UTC)
+
+
 def _known(row: Record | None, read_at: datetime) -> Known:
     if row is None:
         return Known(None, None, read_at)
     facts = MemberFacts(
-        status=Status(row["status"]),
-        plan=row["plan"],
-        effective_from=row["effective_from"],
-        effective_to=row["effective_to"],
-        date_of_birth=row["date_of_birth"],
-        family_name=row["family_name"],
-        is_deleted=row["deleted_at"] is not None,
+        _STATUSES[row["status"]],
+        row["plan"],
+        row["effective_from"],
+        row["effective_to"],
+        row["date_of_birth"],
+        row["family_name"],
+        row["deleted_at"] is not None,
     )
     return Known(row, facts, read_at)
 
 
-async def _as_it_was(tx: Executor, org: OrgSettings, row: Record, day: date) -> Record:
-    """The version that held when the day ended.
+_STATUSES: Mapping[str, Status] = {status.value: status for status in Status}
 
-    A member registered later is judged by its first version: what is known now about a day before
-    the registration is in its dates, not in a record of that day.
-    """
-    day_end = datetime.combine(day + timedelta(days=1), time.min, org.zone)
-    earlier = await queries.version_at(tx, org.org_id, row["member_id"], day_end)
-    return earlier or row
+
+def _todays(
+    known: Known, role: Role, today: date, settings: MemberSettings, day_ends_s: float
+) -> Answer:
+    held = known.held[role]
+    if held is not None and held[1] == day_ends_s:
+        return held[0]
+    answer = _judged(known, role, PLAIN, today, settings)
+    known.held[role] = (answer, day_ends_s)
+    return answer
+
+
+def _judged(
+    known: Known, role: Role, question: Question, as_of: date, settings: MemberSettings
+) -> Answer:
+    given = question.given or _NOTHING_GIVEN
+    verdict = decision.decide(known.facts, as_of, settings.rules, given)
+    return _told(role, known, verdict, as_of, known.read_at, settings)
+
+
+def _told(
+    role: Role,
+    known: Known | None,
+    verdict: Verdict,
+    as_of: date,
+    checked_at: datetime,
+    settings: MemberSettings,
+) -> Answer:
+    row = known.row if known is not None else None
+    findings = verdict.findings
+    content: dict[str, object] = {
+        "decision": _DECISIONS[verdict.decision],
+        "as_of": as_of.isoformat(),
+        "checked_at": present.timestamp(checked_at),
+    }
+    if findings:
+        content["reasons"] = present.reasons(findings, settings.articles)
+    disclosed = not any(finding.reason in _UNDISCLOSED for finding in findings)
+    if row is not None and disclosed:
+        provenance = present.provenance(row)
+        content["plan"] = row["plan"]
+        content["effective_from"] = present.day(row["effective_from"])
+        content["effective_to"] = present.day(row["effective_to"])
+        content["member"] = present.member(row, role, provenance)
+        content["provenance"] = provenance
+    return Answer(
+        pb.Validation(**content).SerializeToString(),  # type: ignore[arg-type]
+        row["member_id"] if row is not None else None,
+        (verdict.decision, ",".join(finding.reason for finding in findings), as_of),
+    )

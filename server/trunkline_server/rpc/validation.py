@@ -45,7 +45,7 @@ class Messages:
         violations = self._collect(message)
         if violations:
             raise FieldsInvalid(
-                violations=[_explained(violation) for violation in violations[:VIOLATIONS_MAX]]
+                violations=[explained(violation) for violation in violations[:VIOLATIONS_MAX]]
             )
         # A zero byte is rare in a protobuf message, and most of those are not in a text.
         if b"\x00" in raw:
@@ -60,7 +60,7 @@ class Messages:
         return message
 
 
-def _explained(violation: Violation) -> FieldViolation:
+def explained(violation: Violation) -> FieldViolation:
     proto = violation.proto
     path = _path(proto.field)
     blamed, dot, _ = proto.rule_id.partition(".")
