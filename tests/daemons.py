@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,26 +44,30 @@ def environment(database_url: str, redis_url: str, **given: str) -> dict[str, st
 class Daemon:
     """A `serve` or `worker` with its children, and all that it wrote on stderr."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path, announced: str) -> None:
-        self.process = process
+    def __init__(self, log: Path, variables: Mapping[str, str], *command: str) -> None:
         self.log = log
-        self.announced = announced
-
-    @classmethod
-    async def start(cls, log: Path, variables: Mapping[str, str], *command: str) -> Daemon:
-        with log.open("wb") as stderr:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "trunkline_server", *command,
-                env=dict(variables), stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE, stderr=stderr,
+        with log.open("ab") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "trunkline_server", *command],
+                env=dict(variables), stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=stderr, text=True,
             )  # fmt: skip
-        assert process.stdout is not None
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            line = (await process.stdout.readline()).decode().strip()
+        self.announced = self._first_line()
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _first_line(self) -> str:
+        assert self.process.stdout is not None
+        readable, _, _ = select.select([self.process.stdout], [], [], READY_TIMEOUT_S)
+        line = self.process.stdout.readline().strip() if readable else ""
         if not line:
-            code = await process.wait()
-            raise AssertionError(f"{command[0]} ended with {code}: {log.read_text()[-2000:]}")
-        return cls(process, log, line)
+            self.stop()
+            raise AssertionError(f"not ready: {self.log.read_text()[-2000:]}")
+        return line
 
     @property
     def address(self) -> str:
@@ -79,16 +85,21 @@ class Daemon:
         """The log, which is JSON from the first line to the last."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
-    async def stop(self) -> int:
-        if self.process.returncode is None:
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def stop(self) -> int:
+        """Drain; the exit code."""
+        if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                return await self.process.wait()
+            return self.process.wait(STOP_TIMEOUT_S)
         finally:
-            if self.process.returncode is None:
+            if self.process.poll() is None:
                 self.process.kill()
-                await self.process.wait()
+                self.process.wait()
+            if self.process.stdout is not None:
+                self.process.stdout.close()
 
 
 def children_of(pid: int) -> list[int]:

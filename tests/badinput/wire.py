@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
@@ -25,6 +25,7 @@ from hyperframe.frame import (
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 WHO_AM_I = "/trunkline.api.identity.v1.IdentityService/WhoAmI"
 FRAME_HEAD_BYTES = 9
+FRAME_BYTES_MAX = 16_384
 PATIENCE_S = 10.0
 
 Header = tuple[str | bytes, str | bytes]
@@ -36,12 +37,12 @@ def message(payload: bytes = b"", *, compressed: bool = False, length: int | Non
     return struct.pack("!BI", compressed, size) + payload
 
 
-def request_headers(path: str = WHO_AM_I, **changed: str | None) -> list[Header]:
+def request_headers(**changed: str | None) -> list[Header]:
     """What a well-behaved client sends; `changed` by name with _ for -, None leaves one out."""
     headers: dict[str, str | None] = {
         ":method": "POST",
         ":scheme": "http",
-        ":path": path,
+        ":path": WHO_AM_I,
         ":authority": "localhost",
         "te": "trailers",
         "content-type": "application/grpc",
@@ -75,11 +76,15 @@ class Reply:
 class Wire:
     """One connection."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, acknowledge: bool
+    ) -> None:
         self._reader = reader
         self._writer = writer
         self._encoder = hpack.Encoder()
         self._decoder = hpack.Decoder()
+        self._acknowledge = acknowledge
+        self._held: bytearray | None = None
         self._spoke = False
         self.goaway: GoAwayFrame | None = None
         self.settings: dict[int, int] = {}
@@ -89,7 +94,18 @@ class Wire:
         self.send_raw(b"".join(frame.serialize() for frame in frames))
 
     def send_raw(self, content: bytes) -> None:
-        self._writer.write(content)
+        if self._held is None:
+            self._writer.write(content)
+        else:
+            self._held += content
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is sent in here leaves in one piece."""
+        self._held = held = bytearray()
+        yield
+        self._held = None
+        self._writer.write(held)
 
     async def flush(self) -> None:
         """What was sent is with the kernel; a connection the server closed is no error here."""
@@ -101,9 +117,24 @@ class Wire:
         self.send_raw(PREFACE)
         self.send(SettingsFrame(0))
 
+    async def settle(self) -> None:
+        """Until the server's settings are known and acknowledged."""
+        await self.heard(SettingsFrame)
+
     def open(self, stream: int, headers: Sequence[Header], *, end: bool = False) -> None:
-        flags = ["END_HEADERS", "END_STREAM"] if end else ["END_HEADERS"]
-        self.send(HeadersFrame(stream, self._encoder.encode(headers), flags=flags))
+        first, *rest = self._blocks(headers)
+        frames: list[Frame] = [
+            HeadersFrame(stream, first, flags=["END_STREAM"] if end else []),
+            *(ContinuationFrame(stream, block) for block in rest),
+        ]
+        frames[-1].flags.add("END_HEADERS")
+        self.send(*frames)
+
+    def _blocks(self, headers: Sequence[Header]) -> list[bytes]:
+        # Without Huffman codes, which this encoder makes in quadratic time.
+        encoded = self._encoder.encode(headers, huffman=False)
+        size = FRAME_BYTES_MAX
+        return [encoded[at : at + size] for at in range(0, len(encoded), size)]
 
     def data(self, stream: int, content: bytes, *, end: bool = True) -> None:
         self.send(DataFrame(stream, content, flags=["END_STREAM"] if end else []))
@@ -114,9 +145,6 @@ class Wire:
     def call(self, stream: int, headers: Sequence[Header], content: bytes | None = None) -> None:
         self.open(stream, headers)
         self.data(stream, message() if content is None else content)
-
-    def encoded(self, headers: Sequence[Header]) -> bytes:
-        return self._encoder.encode(headers)
 
     async def reply(self, stream: int, within_s: float = PATIENCE_S) -> Reply:
         """Reads until the stream ended, was reset, or the connection closed."""
@@ -131,12 +159,12 @@ class Wire:
             while await self._read_frame():
                 pass
 
-    async def heard(self, kind: type[Frame], within_s: float = PATIENCE_S) -> Frame:
+    async def heard(self, *kinds: type[Frame], within_s: float = PATIENCE_S) -> Frame:
         async with asyncio.timeout(within_s):
             while (frame := await self._read_frame()) is not None:
-                if isinstance(frame, kind):
+                if isinstance(frame, kinds):
                     return frame
-        raise ConnectionError(f"closed before a {kind.__name__}")
+        raise ConnectionError(f"closed before a {kinds[0].__name__}")
 
     def _reply(self, stream: int) -> Reply:
         return self._replies.setdefault(stream, Reply())
@@ -156,7 +184,7 @@ class Wire:
         match frame:
             case SettingsFrame() if "ACK" not in frame.flags:
                 self.settings.update(frame.settings)
-                if self._spoke:
+                if self._spoke and self._acknowledge:
                     self.send(SettingsFrame(0, flags=["ACK"]))
             case PingFrame() if "ACK" not in frame.flags:
                 self.send(PingFrame(0, frame.opaque_data, flags=["ACK"]))
@@ -192,19 +220,12 @@ def _text(value: str | bytes) -> str:
 
 
 @contextlib.asynccontextmanager
-async def wire(port: int, *, hello: bool = True) -> AsyncIterator[Wire]:
+async def wire(port: int, *, hello: bool = True, acknowledge: bool = True) -> AsyncIterator[Wire]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    connection = Wire(reader, writer)
+    connection = Wire(reader, writer, acknowledge=acknowledge)
     if hello:
         connection.hello()
     try:
         yield connection
     finally:
         await connection.close()
-
-
-__all__ = [
-    "PREFACE", "WHO_AM_I", "ContinuationFrame", "DataFrame", "GoAwayFrame", "Header",
-    "HeadersFrame", "PingFrame", "Reply", "RstStreamFrame", "SettingsFrame", "Wire",
-    "message", "request_headers", "wire",
-]  # fmt: skip
