@@ -45,7 +45,6 @@ __all__ = [
 ]
 
 _DETAILS_KEY = "grpc-status-details-bin"
-_REQUEST_ID_KEY = "x-request-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,19 +278,19 @@ _TRANSPORT_SIGNS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 )
 
 
-def from_grpc(error: grpc.RpcError, address: str) -> TrunklineError:
+def from_grpc(error: grpc.RpcError, address: str, call_id: str = "") -> TrunklineError:
     """The error of this tree for what grpc raised."""
     code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
     message = (error.details() if hasattr(error, "details") else None) or code.name
     trailers = _trailers(error)
     status = _status(trailers)
     if status is None:
-        return _from_transport(code, message, address)
+        return _from_transport(code, message, address, call_id)
     found = _Details(status.details)
     return _BY_CODE.get(code, ServerError)(
         status.message or message,
         code=code,
-        request_id=str(trailers.get(_REQUEST_ID_KEY, "")),
+        request_id=call_id,
         reason=found.reason,
         metadata=found.metadata,
         retry_after_s=found.retry_after_s,
@@ -317,13 +316,17 @@ def from_item(item: ItemError) -> TrunklineError:
     )
 
 
-def _from_transport(code: grpc.StatusCode, message: str, address: str) -> TrunklineError:
+def _from_transport(
+    code: grpc.StatusCode, message: str, address: str, call_id: str
+) -> TrunklineError:
     for signs, text, remedy in _TRANSPORT_SIGNS:
         if code is grpc.StatusCode.UNAVAILABLE and any(sign in message for sign in signs):
-            return Unavailable(text.format(address=address), code=code, remedy=remedy)
+            return Unavailable(
+                text.format(address=address), code=code, remedy=remedy, request_id=call_id
+            )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = f"No answer from {address} in time."
-    return _BY_CODE.get(code, ServerError)(message, code=code)
+    return _BY_CODE.get(code, ServerError)(message, code=code, request_id=call_id)
 
 
 def _trailers(error: grpc.RpcError) -> dict[str, str | bytes]:

@@ -1,7 +1,9 @@
 # Made from clients/python/src/trunkline/_async/session.py by tools/unasync.py: change that one.
 """One channel, one credential: every call of a client goes through its session."""
 
+import os
 from functools import cached_property
+from itertools import count
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -15,6 +17,8 @@ from trunkline._shared.credentials import Login, Metadata, TokenStore
 from trunkline._sync.auth import Auth, KeyAuth, TokenAuth
 from trunkline.api.identity.v1 import identity_service_pb2_grpc as identity_stubs
 from trunkline.errors import from_grpc
+
+CALL_ID = "x-request-id"
 
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
@@ -38,6 +42,8 @@ class Session:
         self._login = login
         self._tokens = tokens
         self._channels: list[grpc.Channel] = []
+        self._calls = count(1)
+        self._calls_prefix = os.urandom(6).hex()
 
     @cached_property
     def channel(self) -> grpc.Channel:
@@ -69,6 +75,10 @@ class Session:
     def metadata(self) -> Metadata:
         auth = self.auth
         return auth.fresh() or auth.fetch()
+
+    def next_call_id(self) -> str:
+        """What errors, the server's log and its audit name the call by."""
+        return f"{self._calls_prefix}-{next(self._calls):x}"
 
     def methods(self, service: ServiceDescriptor) -> "Methods":
         return Methods(self, service)
@@ -117,23 +127,31 @@ class Unary(Generic[Request, Reply]):
         if metadata is None:
             metadata = self._auth.fetch()
         timeout = self._deadline_s if timeout_s is None else timeout_s
+        call_id = self._session.next_call_id()
         try:
-            return self._method(request, timeout=timeout, metadata=metadata)
+            return self._method(request, timeout=timeout, metadata=(*metadata, (CALL_ID, call_id)))
         except grpc.RpcError as error:
-            return self._after(error, request, timeout, metadata)
+            return self._after(error, request, timeout, metadata, call_id)
 
     def _after(
-        self, error: grpc.RpcError, request: Request, timeout: float, metadata: Metadata
+        self,
+        error: grpc.RpcError,
+        request: Request,
+        timeout: float,
+        metadata: Metadata,
+        call_id: str,
     ) -> Reply:
         """Once more with a new token if the old one was refused, else the error."""
         if _refused(error):
             renewed = self._auth.renew(metadata)
             if renewed is not None:
                 try:
-                    return self._method(request, timeout=timeout, metadata=renewed)
+                    return self._method(
+                        request, timeout=timeout, metadata=(*renewed, (CALL_ID, call_id))
+                    )
                 except grpc.RpcError as again:
                     error = again
-        raise from_grpc(error, self._session.target.address) from None
+        raise from_grpc(error, self._session.target.address, call_id) from None
 
 
 class ServerStream(Generic[Request, Reply]):
@@ -154,8 +172,11 @@ class ServerStream(Generic[Request, Reply]):
     def __call__(self, request: Request, timeout_s: float | None = None) -> tasks.Stream[Reply]:
         timeout = self._deadline_s if timeout_s is None else timeout_s
         metadata: Metadata | None = self._session.metadata()
+        call_id = self._session.next_call_id()
         while metadata is not None:
-            call: Any = self._method(request, timeout=timeout, metadata=metadata)
+            call: Any = self._method(
+                request, timeout=timeout, metadata=(*metadata, (CALL_ID, call_id))
+            )
             begun = False
             try:
                 for reply in call:
@@ -167,7 +188,7 @@ class ServerStream(Generic[Request, Reply]):
                 if _refused(error) and not begun:
                     renewed = self._session.auth.renew(metadata)
                 if renewed is None:
-                    raise from_grpc(error, self._session.target.address) from None
+                    raise from_grpc(error, self._session.target.address, call_id) from None
                 metadata = renewed
             finally:
                 call.cancel()

@@ -67,7 +67,8 @@ def line_of(error: errors.TrunklineError) -> str:
     parts = [f"{str(error).rstrip('.')}.", error.remedy]
     if error.retry_after_s:
         parts.append(f"Retry after {error.retry_after_s:g} s.")
-    quoted = [error.reason, error.metadata.get("incident", ""), error.request_id]
+    # Without a reason no server has answered that could find the request's id in its log.
+    quoted = [error.reason, error.metadata.get("incident", ""), error.reason and error.request_id]
     tail = " ".join(part for part in quoted if part)
     text = " ".join((*parts, f"[{tail}]" if tail else ""))
     return " ".join(text.split())
