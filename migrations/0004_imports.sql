@@ -38,8 +38,11 @@ CREATE TABLE imports (
     job_id uuid,
     start_not_before timestamptz,
     attempts integer NOT NULL DEFAULT 0,
+    -- Rows a batch, fixed by the worker that began it: whoever goes on cuts the same batches.
+    batch_rows integer CHECK (batch_rows BETWEEN 1 AND 1000000),
 
-    -- Counters only grow, as imports_guard() sees to. They are those of the finished batches (in
+    -- Counters only grow, as imports_guard() sees to, but for `unchanged`: a later row may change
+    -- what an earlier one left as it was. They are those of the finished batches (in
     -- import_batches, by batch) and change in the same transaction.
     bytes_processed bigint NOT NULL DEFAULT 0,
     rows_read bigint NOT NULL DEFAULT 0,
@@ -165,14 +168,25 @@ CREATE TABLE import_rejects (
     PRIMARY KEY (org_id, import_id, row_no)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 
--- Member numbers that the file named, with the row that counts so far. For repeats across batches
--- and for members a SYNC did not see. Logged: after a crash an empty table would terminate all.
+-- Rows whose reject another batch found out about: the member came again further down. Where they
+-- stand is looked up in the file when all batches are done, and they move to import_rejects.
+CREATE TABLE import_unlocated (
+    org_id uuid NOT NULL,
+    import_id uuid NOT NULL,
+    row_no bigint NOT NULL,
+    PRIMARY KEY (org_id, import_id, row_no)
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
+
+-- Members that were there before the import and that the file named, with the row that counts so
+-- far; those it created are known by their change. For repeats across batches, whichever lands
+-- first, and for members a SYNC did not see. Logged: after a crash an empty table would terminate
+-- all.
 CREATE TABLE import_seen (
     org_id uuid NOT NULL,
     import_id uuid NOT NULL,
     member_number text NOT NULL,
     row_no bigint NOT NULL,
-    batch_no integer NOT NULL,
+    is_changed boolean NOT NULL, -- that row changed it, or an earlier one did
     PRIMARY KEY (org_id, import_id, member_number)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 
@@ -183,7 +197,6 @@ CREATE TABLE import_plan (
     import_id uuid NOT NULL,
     member_number text NOT NULL,
     row_no bigint NOT NULL, -- 0: a termination, which has no row
-    batch_no integer NOT NULL,
     action text NOT NULL CHECK (action IN ('CREATE', 'UPDATE', 'UNCHANGED', 'TERMINATE')),
     member_id uuid NOT NULL,
     base_version bigint, -- NULL: there was none
@@ -219,8 +232,8 @@ DECLARE
     tenant_table text;
 BEGIN
     FOREACH tenant_table IN ARRAY ARRAY[
-        'imports', 'import_chunks', 'import_batches', 'import_rejects', 'import_seen',
-        'import_plan', 'import_undo'
+        'imports', 'import_chunks', 'import_batches', 'import_rejects', 'import_unlocated',
+        'import_seen', 'import_plan', 'import_undo'
     ]
     LOOP
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', tenant_table);
@@ -234,6 +247,9 @@ BEGIN
 END
 $$;
 
+-- What an import wrote and somebody changed since: undoing it lists those members as kept.
+CREATE INDEX member_history_import ON member_history (org_id, change_id) WHERE row_no IS NOT NULL;
+
 -- Across organisations the worker sees which imports are due to be dropped, and nothing else.
 CREATE POLICY expired_read ON imports FOR SELECT TO trunkline_worker USING (
     expires_at <= now() OR ended_at < now() - interval '1 day'
@@ -242,8 +258,8 @@ CREATE POLICY expired_read ON imports FOR SELECT TO trunkline_worker USING (
 GRANT SELECT, INSERT, UPDATE ON imports TO trunkline_app;
 GRANT SELECT, INSERT ON import_chunks TO trunkline_app;
 GRANT SELECT ON import_batches, import_rejects, import_plan, import_undo TO trunkline_app;
-GRANT SELECT, INSERT, UPDATE, DELETE ON imports, import_batches, import_rejects, import_seen,
-    import_plan, import_undo TO trunkline_worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON imports, import_batches, import_rejects, import_unlocated,
+    import_seen, import_plan, import_undo TO trunkline_worker;
 GRANT SELECT, DELETE ON import_chunks TO trunkline_worker;
 
 -- Holds for every writer: states follow the machine, counters only grow, the version counts up.
@@ -273,7 +289,7 @@ BEGIN
     IF (NEW.persisted_bytes < OLD.persisted_bytes OR NEW.upload_epoch < OLD.upload_epoch
         OR NEW.bytes_processed < OLD.bytes_processed OR NEW.rows_read < OLD.rows_read
         OR NEW.created < OLD.created OR NEW.updated < OLD.updated
-        OR NEW.unchanged < OLD.unchanged OR NEW.rejected < OLD.rejected
+        OR NEW.rejected < OLD.rejected
         OR NEW.superseded < OLD.superseded OR NEW.terminated < OLD.terminated
         OR NEW.undo_reversed < OLD.undo_reversed OR NEW.undo_kept < OLD.undo_kept
         OR NEW.undo_failed < OLD.undo_failed) THEN
@@ -301,9 +317,12 @@ CREATE FUNCTION import_backlog(
         SELECT coalesce(sum(i.persisted_bytes - i.bytes_processed), 0)::bigint,
                coalesce(sum(i.persisted_bytes - i.bytes_processed)
                    FILTER (WHERE i.org_id = wanted_org), 0)::bigint,
-               coalesce(bool_or(i.state IN ('QUEUED', 'RUNNING')), false),
-               coalesce(bool_or(i.state IN ('QUEUED', 'RUNNING'))
-                   FILTER (WHERE i.org_id = wanted_org), false)
+               coalesce(bool_or(
+                   i.state IN ('QUEUED', 'RUNNING') AND i.bytes_processed < i.persisted_bytes
+               ), false),
+               coalesce(bool_or(
+                   i.state IN ('QUEUED', 'RUNNING') AND i.bytes_processed < i.persisted_bytes
+               ) FILTER (WHERE i.org_id = wanted_org), false)
         FROM imports i WHERE i.state IN ('CREATED', 'UPLOADING', 'QUEUED', 'RUNNING');
     END;
 REVOKE EXECUTE ON FUNCTION import_backlog(uuid) FROM PUBLIC;

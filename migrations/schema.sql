@@ -284,6 +284,7 @@ CREATE TABLE public.imports (
     job_id uuid,
     start_not_before timestamp with time zone,
     attempts integer DEFAULT 0 NOT NULL,
+    batch_rows integer,
     bytes_processed bigint DEFAULT 0 NOT NULL,
     rows_read bigint DEFAULT 0 NOT NULL,
     created bigint DEFAULT 0 NOT NULL,
@@ -313,6 +314,7 @@ CREATE TABLE public.imports (
     expires_at timestamp with time zone,
     content_dropped_at timestamp with time zone,
     CONSTRAINT imports_actor_kind_check CHECK ((actor_kind = ANY (ARRAY['USER'::text, 'KEY'::text]))),
+    CONSTRAINT imports_batch_rows_check CHECK (((batch_rows >= 1) AND (batch_rows <= 1000000))),
     CONSTRAINT imports_check CHECK (((total_bytes IS NULL) = (sha256 IS NULL))),
     CONSTRAINT imports_check1 CHECK (((state <> ALL (ARRAY['CREATED'::text, 'UPLOADING'::text])) OR (expires_at IS NOT NULL))),
     CONSTRAINT imports_check2 CHECK (((state <> ALL (ARRAY['QUEUED'::text, 'RUNNING'::text, 'AWAITING_COMMIT'::text, 'UNDOING'::text])) OR (expires_at IS NULL))),
@@ -334,8 +336,8 @@ CREATE FUNCTION public.import_backlog(wanted_org uuid, OUT all_bytes bigint, OUT
     BEGIN ATOMIC
  SELECT (COALESCE(sum((i.persisted_bytes - i.bytes_processed)), (0)::numeric))::bigint AS "coalesce",
      (COALESCE(sum((i.persisted_bytes - i.bytes_processed)) FILTER (WHERE (i.org_id = import_backlog.wanted_org)), (0)::numeric))::bigint AS "coalesce",
-     COALESCE(bool_or((i.state = ANY (ARRAY['QUEUED'::text, 'RUNNING'::text]))), false) AS "coalesce",
-     COALESCE(bool_or((i.state = ANY (ARRAY['QUEUED'::text, 'RUNNING'::text]))) FILTER (WHERE (i.org_id = import_backlog.wanted_org)), false) AS "coalesce"
+     COALESCE(bool_or(((i.state = ANY (ARRAY['QUEUED'::text, 'RUNNING'::text])) AND (i.bytes_processed < i.persisted_bytes))), false) AS "coalesce",
+     COALESCE(bool_or(((i.state = ANY (ARRAY['QUEUED'::text, 'RUNNING'::text])) AND (i.bytes_processed < i.persisted_bytes))) FILTER (WHERE (i.org_id = import_backlog.wanted_org)), false) AS "coalesce"
     FROM public.imports i
    WHERE (i.state = ANY (ARRAY['CREATED'::text, 'UPLOADING'::text, 'QUEUED'::text, 'RUNNING'::text]));
 END;
@@ -366,7 +368,7 @@ BEGIN
     IF (NEW.persisted_bytes < OLD.persisted_bytes OR NEW.upload_epoch < OLD.upload_epoch
         OR NEW.bytes_processed < OLD.bytes_processed OR NEW.rows_read < OLD.rows_read
         OR NEW.created < OLD.created OR NEW.updated < OLD.updated
-        OR NEW.unchanged < OLD.unchanged OR NEW.rejected < OLD.rejected
+        OR NEW.rejected < OLD.rejected
         OR NEW.superseded < OLD.superseded OR NEW.terminated < OLD.terminated
         OR NEW.undo_reversed < OLD.undo_reversed OR NEW.undo_kept < OLD.undo_kept
         OR NEW.undo_failed < OLD.undo_failed) THEN
@@ -375,6 +377,37 @@ BEGIN
     NEW.version := OLD.version + 1;
     NEW.updated_at := now();
     RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION public.index_members(p_org uuid, p_change uuid) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    -- In order, so that two writers that bring the same words wait instead of deadlocking.
+    INSERT INTO member_words (org_id, word, shorter)
+    SELECT p_org, fresh.word, member_word_shorter(p_org, fresh.word)
+    FROM (
+        SELECT DISTINCT unnest(member_name_words(m.given_name, m.family_name)) AS word
+        FROM members m WHERE m.org_id = p_org AND m.change_id = p_change
+    ) AS fresh
+    WHERE NOT EXISTS (
+        SELECT FROM member_words w WHERE w.org_id = p_org AND w.word = fresh.word
+    )
+    ORDER BY fresh.word
+    ON CONFLICT DO NOTHING;
+
+    INSERT INTO member_search (org_id, member_id, terms, email, phone_reversed)
+    SELECT p_org, m.member_id,
+           ARRAY(SELECT member_term(p_org, w)
+                 FROM unnest(member_name_words(m.given_name, m.family_name)) AS w),
+           lower(m.email), reverse(ltrim(m.phone, '+'))
+    FROM members m WHERE m.org_id = p_org AND m.change_id = p_change
+    ORDER BY m.member_id
+    ON CONFLICT (org_id, member_id) DO UPDATE
+    SET terms = excluded.terms, email = excluded.email, phone_reversed = excluded.phone_reversed
+    WHERE (member_search.terms, member_search.email, member_search.phone_reversed)
+        IS DISTINCT FROM (excluded.terms, excluded.email, excluded.phone_reversed);
 END
 $$;
 
@@ -398,6 +431,129 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.member_name_words(p_given text, p_family text) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+        SELECT coalesce(array_agg(DISTINCT left(word, 40)), '{}')
+        FROM regexp_split_to_table(
+            regexp_replace(
+                lower(normalize(
+                    replace(translate(p_given || ' ' || p_family, '''’', ''), 'ß', 'ss'), NFKD
+                )),
+                '[\u0300-\u036f]', '', 'g'
+            ),
+            '[^[:alnum:]]+'
+        ) AS word
+        WHERE word <> ''
+    $$;
+
+CREATE FUNCTION public.member_term(p_org uuid, p_word text) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT ('x' || left(md5(p_org::text || p_word), 16))::bit(64)::bigint $$;
+
+CREATE FUNCTION public.member_word_shorter(p_org uuid, p_word text) RETURNS bigint[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+        WITH once AS (
+            SELECT left(p_word, i - 1) || substr(p_word, i + 1) AS rest
+            FROM generate_series(1, length(p_word)) AS i
+            WHERE length(p_word) BETWEEN 4 AND 24
+        ), twice AS (
+            SELECT left(rest, i - 1) || substr(rest, i + 1) AS rest
+            FROM once, generate_series(1, length(rest)) AS i
+            WHERE length(p_word) BETWEEN 8 AND 14
+        )
+        SELECT array_agg(DISTINCT member_term(p_org, shorter.rest))
+        FROM (
+            SELECT p_word AS rest UNION SELECT rest FROM once UNION SELECT rest FROM twice
+        ) AS shorter
+    $$;
+
+CREATE FUNCTION public.member_words_like(p_org uuid, p_text text) RETURNS TABLE(asked text, word text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public'
+    AS $$
+DECLARE
+    wanted text;
+BEGIN
+    FOREACH wanted IN ARRAY (member_name_words(p_text, ''))[1:6] LOOP
+        RETURN QUERY SELECT wanted, NULL::text;
+        RETURN QUERY
+            SELECT wanted, w.word FROM member_words w
+            WHERE w.org_id = p_org AND w.word >= wanted COLLATE "C"
+              AND w.word < (wanted || U&'\+10FFFF') COLLATE "C"
+            ORDER BY w.word LIMIT 40;
+        RETURN QUERY
+            SELECT wanted, w.word FROM member_words w
+            WHERE w.org_id = p_org AND w.shorter && member_word_shorter(p_org, wanted)
+            LIMIT 60;
+    END LOOP;
+END
+$$;
+
+CREATE FUNCTION public.members_by_codes(p_org uuid, p_number text, p_numbers text[], p_email text, p_emails text[], p_phone_reversed text, p_phones_reversed text[], p_limit integer) RETURNS TABLE(member_id uuid, score double precision, field text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public'
+    AS $$
+BEGIN
+    IF p_number <> '' THEN
+        RETURN QUERY
+            SELECT m.member_id,
+                   CASE WHEN m.member_number = p_number THEN 1.0 ELSE 0.9 END::float8,
+                   'MEMBER_NUMBER'
+            FROM members m
+            WHERE m.org_id = p_org AND m.member_number >= p_number
+              AND m.member_number < p_number || U&'\+10FFFF'
+            ORDER BY m.member_number LIMIT p_limit;
+        RETURN QUERY
+            SELECT m.member_id, 0.8::float8, 'MEMBER_NUMBER' FROM members m
+            WHERE m.org_id = p_org AND m.member_number = ANY (p_numbers) LIMIT p_limit;
+    END IF;
+    IF p_email <> '' THEN
+        RETURN QUERY
+            SELECT s.member_id, CASE WHEN s.email = p_email THEN 1.0 ELSE 0.9 END::float8, 'EMAIL'
+            FROM member_search s
+            WHERE s.org_id = p_org AND s.email <> '' AND s.email >= p_email COLLATE "C"
+              AND s.email < (p_email || U&'\+10FFFF') COLLATE "C"
+            ORDER BY s.email LIMIT p_limit;
+        RETURN QUERY
+            SELECT s.member_id, 0.8::float8, 'EMAIL' FROM member_search s
+            WHERE s.org_id = p_org AND s.email <> '' AND s.email = ANY (p_emails) LIMIT p_limit;
+    END IF;
+    IF p_phone_reversed <> '' THEN
+        RETURN QUERY
+            SELECT s.member_id, 0.95::float8, 'PHONE' FROM member_search s
+            WHERE s.org_id = p_org AND s.phone_reversed <> ''
+              AND s.phone_reversed >= p_phone_reversed COLLATE "C"
+              AND s.phone_reversed < (p_phone_reversed || U&'\+10FFFF') COLLATE "C"
+            ORDER BY s.phone_reversed LIMIT p_limit;
+        RETURN QUERY
+            SELECT near.member_id, 0.8::float8, 'PHONE'
+            FROM unnest(p_phones_reversed) AS meant
+            CROSS JOIN LATERAL (
+                SELECT s.member_id FROM member_search s
+                WHERE s.org_id = p_org AND s.phone_reversed <> ''
+                  AND s.phone_reversed >= meant COLLATE "C"
+                  AND s.phone_reversed < (meant || U&'\+10FFFF') COLLATE "C"
+                ORDER BY s.phone_reversed LIMIT 10
+            ) AS near
+            LIMIT p_limit;
+    END IF;
+END
+$$;
+
+CREATE FUNCTION public.members_by_exact_words(p_org uuid, p_terms bigint[], p_limit integer) RETURNS TABLE(member_id uuid)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public'
+    AS $_$
+BEGIN
+    RETURN QUERY EXECUTE
+        'SELECT s.member_id FROM member_search s'
+        ' WHERE s.org_id = $1 AND s.terms @> $2 LIMIT $3'
+        USING p_org, p_terms, p_limit;
+END
+$_$;
+
 CREATE FUNCTION public.members_by_numbers(p_org uuid, p_numbers text[]) RETURNS TABLE(member_id uuid, member_number text, given_name text, family_name text, email text, phone text, date_of_birth date, plan text, status text, effective_from date, effective_to date, version bigint, change_id uuid, row_no bigint, deleted_at timestamp with time zone, cause text, actor_kind text, actor_id uuid, actor_name text, import_id uuid, file_name text, changed_at timestamp with time zone)
     LANGUAGE plpgsql
     AS $$
@@ -413,6 +569,54 @@ BEGIN
         WHERE m.org_id = p_org AND m.member_number = ANY (p_numbers);
 END
 $$;
+
+CREATE FUNCTION public.members_by_words(p_org uuid, p_terms bigint[], p_tokens integer[], p_weights double precision[], p_limit integer) RETURNS TABLE(member_id uuid, score double precision)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public'
+    AS $_$
+DECLARE
+    conditions text := '';
+    token record;
+BEGIN
+    FOR token IN
+        SELECT q.no, array_agg(q.term) AS terms
+        FROM unnest(p_terms, p_tokens) AS q (term, no) GROUP BY q.no
+    LOOP
+        conditions := conditions || format(' AND s.terms && %L::bigint[]', token.terms);
+    END LOOP;
+    IF conditions = '' THEN
+        RETURN;
+    END IF;
+    RETURN QUERY EXECUTE format(
+        'SELECT s.member_id, (SELECT avg(best.weight) FROM ('
+        ' SELECT max(q.weight) AS weight FROM unnest($2, $3, $4) AS q (term, no, weight)'
+        ' WHERE q.term = ANY (s.terms) GROUP BY q.no) AS best)'
+        ' FROM (SELECT member_id, terms FROM member_search'
+        '       AS s WHERE s.org_id = $1%s LIMIT $5) AS s',
+        conditions
+    ) USING p_org, p_terms, p_tokens, p_weights, p_limit;
+END
+$_$;
+
+CREATE FUNCTION public.org_ids() RETURNS TABLE(org_id uuid)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public'
+    AS $$ SELECT o.org_id FROM orgs o $$;
+
+CREATE FUNCTION public.orgs_to_index() RETURNS TABLE(org_id uuid, seq bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public'
+    AS $$
+        SELECT q.org_id, coalesce(s.seq, 0)
+        FROM member_change_seqs q
+        LEFT JOIN member_search_states s ON s.org_id = q.org_id
+        WHERE q.seq > coalesce(s.seq, 0)
+    $$;
+
+CREATE FUNCTION public.orgs_to_purge() RETURNS TABLE(org_id uuid)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public'
+    AS $$ SELECT DISTINCT m.org_id FROM members m WHERE m.purge_at <= now() $$;
 
 CREATE FUNCTION public.record_member_change(p_org uuid, p_change uuid, p_cause text, p_actor_kind text, p_actor uuid, p_actor_name text, p_import uuid DEFAULT NULL::uuid, p_file_name text DEFAULT ''::text) RETURNS bigint
     LANGUAGE sql
@@ -547,6 +751,35 @@ CREATE FUNCTION public.stats_month_is_needed(first_day date, next_first_day date
          END AS "case";
 END;
 
+CREATE FUNCTION public.stopped_validators() RETURNS TABLE(org_id uuid, actor_id uuid)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public'
+    AS $$ SELECT g.org_id, g.actor_id FROM validation_guards g WHERE g.level = 'STOPPED' $$;
+
+CREATE FUNCTION public.unindex_members(p_org uuid, p_change uuid) RETURNS void
+    LANGUAGE sql
+    AS $$
+        DELETE FROM member_search s
+        USING member_history h
+        WHERE h.org_id = p_org AND h.superseded_by = p_change
+          AND s.org_id = p_org AND s.member_id = h.member_id
+          AND NOT EXISTS (
+              SELECT FROM members m WHERE m.org_id = p_org AND m.member_id = h.member_id
+          )
+    $$;
+
+CREATE FUNCTION public.unused_member_words(p_org uuid, p_after text, p_limit integer) RETURNS TABLE(word text, is_used boolean)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public'
+    AS $$
+        SELECT w.word, EXISTS (
+            SELECT FROM member_search s WHERE s.terms @> ARRAY[member_term(p_org, w.word)]
+        )
+        FROM member_words w
+        WHERE w.org_id = p_org AND w.word > p_after COLLATE "C"
+        ORDER BY w.word LIMIT p_limit
+    $$;
+
 CREATE TABLE public.audit_log (
     org_id uuid NOT NULL,
     audit_id uuid NOT NULL,
@@ -676,7 +909,6 @@ CREATE TABLE public.import_plan (
     import_id uuid NOT NULL,
     member_number text NOT NULL,
     row_no bigint NOT NULL,
-    batch_no integer NOT NULL,
     action text NOT NULL,
     member_id uuid NOT NULL,
     base_version bigint,
@@ -717,7 +949,7 @@ CREATE TABLE public.import_seen (
     import_id uuid NOT NULL,
     member_number text NOT NULL,
     row_no bigint NOT NULL,
-    batch_no integer NOT NULL
+    is_changed boolean NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0.05');
 
@@ -736,6 +968,15 @@ CREATE TABLE public.import_undo (
 WITH (autovacuum_vacuum_scale_factor='0.05');
 
 ALTER TABLE ONLY public.import_undo FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE public.import_unlocated (
+    org_id uuid NOT NULL,
+    import_id uuid NOT NULL,
+    row_no bigint NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.05');
+
+ALTER TABLE ONLY public.import_unlocated FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE public.job_queues (
     org_id uuid NOT NULL,
@@ -867,6 +1108,41 @@ CREATE TABLE public.member_history_default (
 
 ALTER TABLE ONLY public.member_history_default FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE public.member_search (
+    org_id uuid NOT NULL,
+    member_id uuid NOT NULL,
+    terms bigint[] NOT NULL,
+    email text NOT NULL COLLATE pg_catalog."C",
+    phone_reversed text NOT NULL COLLATE pg_catalog."C"
+);
+
+ALTER TABLE ONLY public.member_search FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE public.member_search_states (
+    org_id uuid NOT NULL,
+    seq bigint NOT NULL
+);
+
+ALTER TABLE ONLY public.member_search_states FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE public.member_tombstones (
+    org_id uuid NOT NULL,
+    change_id uuid NOT NULL,
+    member_id uuid NOT NULL,
+    member_number text NOT NULL,
+    purged_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE ONLY public.member_tombstones FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE public.member_words (
+    org_id uuid NOT NULL,
+    word text NOT NULL COLLATE pg_catalog."C",
+    shorter bigint[] NOT NULL
+);
+
+ALTER TABLE ONLY public.member_words FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE public.members (
     org_id uuid NOT NULL,
     member_id uuid NOT NULL,
@@ -992,8 +1268,9 @@ CREATE TABLE public.validation_log (
     actor_id uuid NOT NULL,
     decision text NOT NULL,
     reasons text[] NOT NULL,
-    member_id uuid,
-    as_of date NOT NULL
+    as_of date NOT NULL,
+    validations integer DEFAULT 1 NOT NULL,
+    member_ids uuid[] DEFAULT '{}'::uuid[] NOT NULL
 )
 PARTITION BY RANGE (at);
 
@@ -1006,8 +1283,9 @@ CREATE TABLE public.validation_log_default (
     actor_id uuid CONSTRAINT validation_log_actor_id_not_null NOT NULL,
     decision text CONSTRAINT validation_log_decision_not_null NOT NULL,
     reasons text[] CONSTRAINT validation_log_reasons_not_null NOT NULL,
-    member_id uuid,
-    as_of date CONSTRAINT validation_log_as_of_not_null NOT NULL
+    as_of date CONSTRAINT validation_log_as_of_not_null NOT NULL,
+    validations integer DEFAULT 1 CONSTRAINT validation_log_validations_not_null NOT NULL,
+    member_ids uuid[] DEFAULT '{}'::uuid[] CONSTRAINT validation_log_member_ids_not_null NOT NULL
 );
 
 ALTER TABLE ONLY public.validation_log_default FORCE ROW LEVEL SECURITY;
@@ -1065,6 +1343,9 @@ ALTER TABLE ONLY public.import_seen
 ALTER TABLE ONLY public.import_undo
     ADD CONSTRAINT import_undo_pkey PRIMARY KEY (org_id, import_id, row_no, member_id);
 
+ALTER TABLE ONLY public.import_unlocated
+    ADD CONSTRAINT import_unlocated_pkey PRIMARY KEY (org_id, import_id, row_no);
+
 ALTER TABLE ONLY public.imports
     ADD CONSTRAINT imports_pkey PRIMARY KEY (org_id, import_id);
 
@@ -1085,6 +1366,18 @@ ALTER TABLE ONLY public.member_history
 
 ALTER TABLE ONLY public.member_history_default
     ADD CONSTRAINT member_history_default_pkey PRIMARY KEY (org_id, member_id, version, superseded_at);
+
+ALTER TABLE ONLY public.member_search
+    ADD CONSTRAINT member_search_pkey PRIMARY KEY (org_id, member_id);
+
+ALTER TABLE ONLY public.member_search_states
+    ADD CONSTRAINT member_search_states_pkey PRIMARY KEY (org_id);
+
+ALTER TABLE ONLY public.member_tombstones
+    ADD CONSTRAINT member_tombstones_pkey PRIMARY KEY (org_id, change_id, member_id);
+
+ALTER TABLE ONLY public.member_words
+    ADD CONSTRAINT member_words_pkey PRIMARY KEY (org_id, word);
 
 ALTER TABLE ONLY public.members
     ADD CONSTRAINT members_pkey PRIMARY KEY (org_id, member_id);
@@ -1186,6 +1479,10 @@ CREATE INDEX member_changes_import ON public.member_changes USING btree (org_id,
 
 CREATE UNIQUE INDEX member_changes_order ON public.member_changes USING btree (org_id, seq);
 
+CREATE INDEX member_history_import ON ONLY public.member_history USING btree (org_id, change_id) WHERE (row_no IS NOT NULL);
+
+CREATE INDEX member_history_default_org_id_change_id_idx ON public.member_history_default USING btree (org_id, change_id) WHERE (row_no IS NOT NULL);
+
 CREATE INDEX member_history_number ON ONLY public.member_history USING btree (org_id, member_number);
 
 CREATE INDEX member_history_default_org_id_member_number_idx ON public.member_history_default USING btree (org_id, member_number);
@@ -1194,7 +1491,15 @@ CREATE INDEX member_history_superseded ON ONLY public.member_history USING btree
 
 CREATE INDEX member_history_default_org_id_superseded_by_idx ON public.member_history_default USING btree (org_id, superseded_by);
 
-CREATE INDEX members_change ON public.members USING btree (org_id, change_id);
+CREATE INDEX member_search_email ON public.member_search USING btree (org_id, email) WHERE (email <> ''::text);
+
+CREATE INDEX member_search_phone ON public.member_search USING btree (org_id, phone_reversed) WHERE (phone_reversed <> ''::text);
+
+CREATE INDEX member_search_terms ON public.member_search USING gin (terms);
+
+CREATE INDEX member_words_shorter ON public.member_words USING gin (shorter);
+
+CREATE INDEX members_change ON public.members USING btree (org_id, change_id, member_id);
 
 CREATE UNIQUE INDEX members_number ON public.members USING btree (org_id, member_number);
 
@@ -1216,6 +1521,8 @@ CREATE INDEX stats_days_dirty ON public.stats_days USING btree (org_id, day, kin
 
 CREATE INDEX validation_guards_newest ON public.validation_guards USING btree (org_id, updated_at DESC, actor_id);
 
+CREATE INDEX validation_guards_stopped ON public.validation_guards USING btree (org_id, actor_id) WHERE (level = 'STOPPED'::text);
+
 CREATE INDEX validation_log_actor ON ONLY public.validation_log USING btree (org_id, actor_id, at);
 
 CREATE INDEX validation_log_default_org_id_actor_id_at_idx ON public.validation_log_default USING btree (org_id, actor_id, at);
@@ -1227,6 +1534,8 @@ ALTER INDEX public.audit_log_pkey ATTACH PARTITION public.audit_log_default_pkey
 ALTER INDEX public.events_hour ATTACH PARTITION public.events_default_org_id_kind_occurred_at_idx;
 
 ALTER INDEX public.events_pkey ATTACH PARTITION public.events_default_pkey;
+
+ALTER INDEX public.member_history_import ATTACH PARTITION public.member_history_default_org_id_change_id_idx;
 
 ALTER INDEX public.member_history_number ATTACH PARTITION public.member_history_default_org_id_member_number_idx;
 
@@ -1260,6 +1569,9 @@ ALTER TABLE ONLY public.member_change_seqs
 
 ALTER TABLE ONLY public.member_changes
     ADD CONSTRAINT member_changes_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.orgs(org_id);
+
+ALTER TABLE ONLY public.member_search_states
+    ADD CONSTRAINT member_search_states_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.orgs(org_id);
 
 ALTER TABLE ONLY public.refresh_tokens
     ADD CONSTRAINT refresh_tokens_org_id_session_id_fkey FOREIGN KEY (org_id, session_id) REFERENCES public.sessions(org_id, session_id) ON DELETE CASCADE;
@@ -1311,6 +1623,8 @@ ALTER TABLE public.import_seen ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.import_undo ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE public.import_unlocated ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE public.imports ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.job_queues ENABLE ROW LEVEL SECURITY;
@@ -1327,6 +1641,18 @@ CREATE POLICY lookup ON public.events_default FOR SELECT TO trunkline_definer US
 
 CREATE POLICY lookup ON public.imports FOR SELECT TO trunkline_definer USING (true);
 
+CREATE POLICY lookup ON public.member_change_seqs FOR SELECT TO trunkline_definer USING (true);
+
+CREATE POLICY lookup ON public.member_changes FOR SELECT TO trunkline_definer USING (true);
+
+CREATE POLICY lookup ON public.member_search FOR SELECT TO trunkline_definer USING (true);
+
+CREATE POLICY lookup ON public.member_search_states FOR SELECT TO trunkline_definer USING (true);
+
+CREATE POLICY lookup ON public.member_words FOR SELECT TO trunkline_definer USING (true);
+
+CREATE POLICY lookup ON public.members FOR SELECT TO trunkline_definer USING (true);
+
 CREATE POLICY lookup ON public.orgs FOR SELECT TO trunkline_definer USING (true);
 
 CREATE POLICY lookup ON public.refresh_tokens FOR SELECT TO trunkline_definer USING (true);
@@ -1341,6 +1667,8 @@ CREATE POLICY lookup ON public.stats_hours FOR SELECT TO trunkline_definer USING
 
 CREATE POLICY lookup ON public.users FOR SELECT TO trunkline_definer USING (true);
 
+CREATE POLICY lookup ON public.validation_guards FOR SELECT TO trunkline_definer USING (true);
+
 ALTER TABLE public.member_change_seqs ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.member_changes ENABLE ROW LEVEL SECURITY;
@@ -1348,6 +1676,14 @@ ALTER TABLE public.member_changes ENABLE ROW LEVEL SECURITY;
 ALTER TABLE public.member_history ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.member_history_default ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.member_search ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.member_search_states ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.member_tombstones ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.member_words ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.members ENABLE ROW LEVEL SECURITY;
 
@@ -1409,6 +1745,8 @@ CREATE POLICY tenant ON public.import_seen USING ((org_id = public.current_org()
 
 CREATE POLICY tenant ON public.import_undo USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
+CREATE POLICY tenant ON public.import_unlocated USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
 CREATE POLICY tenant ON public.imports USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
 CREATE POLICY tenant ON public.job_queues USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
@@ -1422,6 +1760,14 @@ CREATE POLICY tenant ON public.member_changes USING ((org_id = public.current_or
 CREATE POLICY tenant ON public.member_history USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
 CREATE POLICY tenant ON public.member_history_default USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.member_search USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.member_search_states USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.member_tombstones USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.member_words USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
 CREATE POLICY tenant ON public.members USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
@@ -1525,13 +1871,42 @@ REVOKE ALL ON FUNCTION public.import_backlog(wanted_org uuid, OUT all_bytes bigi
 GRANT ALL ON FUNCTION public.import_backlog(wanted_org uuid, OUT all_bytes bigint, OUT org_bytes bigint, OUT all_draining boolean, OUT org_draining boolean) TO trunkline_app;
 GRANT ALL ON FUNCTION public.import_backlog(wanted_org uuid, OUT all_bytes bigint, OUT org_bytes bigint, OUT all_draining boolean, OUT org_draining boolean) TO trunkline_worker;
 
+REVOKE ALL ON FUNCTION public.index_members(p_org uuid, p_change uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.index_members(p_org uuid, p_change uuid) TO trunkline_app;
+GRANT ALL ON FUNCTION public.index_members(p_org uuid, p_change uuid) TO trunkline_worker;
+
 REVOKE ALL ON FUNCTION public.member_by_number(p_org uuid, p_number text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.member_by_number(p_org uuid, p_number text) TO trunkline_app;
 GRANT ALL ON FUNCTION public.member_by_number(p_org uuid, p_number text) TO trunkline_worker;
 
+REVOKE ALL ON FUNCTION public.member_words_like(p_org uuid, p_text text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.member_words_like(p_org uuid, p_text text) TO trunkline_app;
+GRANT ALL ON FUNCTION public.member_words_like(p_org uuid, p_text text) TO trunkline_worker;
+
+REVOKE ALL ON FUNCTION public.members_by_codes(p_org uuid, p_number text, p_numbers text[], p_email text, p_emails text[], p_phone_reversed text, p_phones_reversed text[], p_limit integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.members_by_codes(p_org uuid, p_number text, p_numbers text[], p_email text, p_emails text[], p_phone_reversed text, p_phones_reversed text[], p_limit integer) TO trunkline_app;
+GRANT ALL ON FUNCTION public.members_by_codes(p_org uuid, p_number text, p_numbers text[], p_email text, p_emails text[], p_phone_reversed text, p_phones_reversed text[], p_limit integer) TO trunkline_worker;
+
+REVOKE ALL ON FUNCTION public.members_by_exact_words(p_org uuid, p_terms bigint[], p_limit integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.members_by_exact_words(p_org uuid, p_terms bigint[], p_limit integer) TO trunkline_app;
+GRANT ALL ON FUNCTION public.members_by_exact_words(p_org uuid, p_terms bigint[], p_limit integer) TO trunkline_worker;
+
 REVOKE ALL ON FUNCTION public.members_by_numbers(p_org uuid, p_numbers text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.members_by_numbers(p_org uuid, p_numbers text[]) TO trunkline_app;
 GRANT ALL ON FUNCTION public.members_by_numbers(p_org uuid, p_numbers text[]) TO trunkline_worker;
+
+REVOKE ALL ON FUNCTION public.members_by_words(p_org uuid, p_terms bigint[], p_tokens integer[], p_weights double precision[], p_limit integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.members_by_words(p_org uuid, p_terms bigint[], p_tokens integer[], p_weights double precision[], p_limit integer) TO trunkline_app;
+GRANT ALL ON FUNCTION public.members_by_words(p_org uuid, p_terms bigint[], p_tokens integer[], p_weights double precision[], p_limit integer) TO trunkline_worker;
+
+REVOKE ALL ON FUNCTION public.org_ids() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.org_ids() TO trunkline_worker;
+
+REVOKE ALL ON FUNCTION public.orgs_to_index() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.orgs_to_index() TO trunkline_worker;
+
+REVOKE ALL ON FUNCTION public.orgs_to_purge() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.orgs_to_purge() TO trunkline_worker;
 
 REVOKE ALL ON FUNCTION public.record_member_change(p_org uuid, p_change uuid, p_cause text, p_actor_kind text, p_actor uuid, p_actor_name text, p_import uuid, p_file_name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.record_member_change(p_org uuid, p_change uuid, p_cause text, p_actor_kind text, p_actor uuid, p_actor_name text, p_import uuid, p_file_name text) TO trunkline_app;
@@ -1564,6 +1939,16 @@ GRANT SELECT ON TABLE public.stats_hours TO trunkline_definer;
 REVOKE ALL ON FUNCTION public.stats_month_is_needed(first_day date, next_first_day date) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.stats_month_is_needed(first_day date, next_first_day date) TO trunkline_worker;
 
+REVOKE ALL ON FUNCTION public.stopped_validators() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.stopped_validators() TO trunkline_app;
+GRANT ALL ON FUNCTION public.stopped_validators() TO trunkline_worker;
+
+REVOKE ALL ON FUNCTION public.unindex_members(p_org uuid, p_change uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.unindex_members(p_org uuid, p_change uuid) TO trunkline_worker;
+
+REVOKE ALL ON FUNCTION public.unused_member_words(p_org uuid, p_after text, p_limit integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.unused_member_words(p_org uuid, p_after text, p_limit integer) TO trunkline_worker;
+
 GRANT SELECT,INSERT ON TABLE public.audit_log TO trunkline_app;
 GRANT SELECT,INSERT ON TABLE public.audit_log TO trunkline_worker;
 
@@ -1589,6 +1974,8 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.import_seen TO trunkline_worke
 
 GRANT SELECT ON TABLE public.import_undo TO trunkline_app;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.import_undo TO trunkline_worker;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.import_unlocated TO trunkline_worker;
 
 GRANT SELECT ON TABLE public.job_queues TO trunkline_app;
 GRANT SELECT,INSERT,UPDATE ON TABLE public.job_queues TO trunkline_worker;
@@ -1632,15 +2019,32 @@ GRANT UPDATE(finished_at) ON TABLE public.jobs TO trunkline_app;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.member_change_seqs TO trunkline_app;
 GRANT SELECT,INSERT,UPDATE ON TABLE public.member_change_seqs TO trunkline_worker;
+GRANT SELECT ON TABLE public.member_change_seqs TO trunkline_definer;
 
 GRANT SELECT,INSERT ON TABLE public.member_changes TO trunkline_app;
 GRANT SELECT,INSERT ON TABLE public.member_changes TO trunkline_worker;
+GRANT SELECT ON TABLE public.member_changes TO trunkline_definer;
 
 GRANT SELECT,INSERT ON TABLE public.member_history TO trunkline_app;
-GRANT SELECT,INSERT ON TABLE public.member_history TO trunkline_worker;
+GRANT SELECT,INSERT,DELETE ON TABLE public.member_history TO trunkline_worker;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE public.member_search TO trunkline_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.member_search TO trunkline_worker;
+GRANT SELECT ON TABLE public.member_search TO trunkline_definer;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.member_search_states TO trunkline_worker;
+GRANT SELECT ON TABLE public.member_search_states TO trunkline_definer;
+
+GRANT SELECT ON TABLE public.member_tombstones TO trunkline_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.member_tombstones TO trunkline_worker;
+
+GRANT SELECT,INSERT ON TABLE public.member_words TO trunkline_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.member_words TO trunkline_worker;
+GRANT SELECT ON TABLE public.member_words TO trunkline_definer;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.members TO trunkline_app;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.members TO trunkline_worker;
+GRANT SELECT ON TABLE public.members TO trunkline_definer;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.requests TO trunkline_app;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.requests TO trunkline_worker;
@@ -1658,6 +2062,7 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.stats_hourly TO trunkline_work
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.validation_guards TO trunkline_app;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.validation_guards TO trunkline_worker;
+GRANT SELECT ON TABLE public.validation_guards TO trunkline_definer;
 
 GRANT SELECT,INSERT ON TABLE public.validation_log TO trunkline_app;
-GRANT SELECT,INSERT ON TABLE public.validation_log TO trunkline_worker;
+GRANT SELECT,INSERT,DELETE ON TABLE public.validation_log TO trunkline_worker;

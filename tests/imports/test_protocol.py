@@ -170,8 +170,10 @@ def test_joined_chunks_are_the_same_bytes_in_pieces_that_fit(chunks: list[bytes]
     assert all(len(a) + len(b) > CHUNK_BYTES_MAX - 400_000 for a, b in itertools.pairwise(pieces))
 
 
-def opened(**given: int) -> Upload:
-    upload = Upload(persisted=0, persisted_crc32=0, file_bytes_max=FILE_BYTES_MAX, **given)
+def opened(total_bytes: int | None = None) -> Upload:
+    upload = Upload(
+        persisted=0, persisted_crc32=0, file_bytes_max=FILE_BYTES_MAX, total_bytes=total_bytes
+    )
     upload.grant(10_000)
     return upload
 
