@@ -276,7 +276,7 @@ class UploadStream:
         machine = None if storage is None else storage.machine
         if machine is not None:
             self._place.flow.refused(machine.unstored)
-        resumable = machine is not None and machine.phase is Phase.OPEN
+        resumable = machine is not None and machine.phase is not Phase.FINISHED
         return Response(
             refused=pb.UploadRefused(
                 error=item(error),
