@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from uuid import UUID
 
 import asyncpg
@@ -15,6 +15,8 @@ from trunkline_server.errors import Aborted, DeadlineExceeded, Unavailable
 from trunkline_server.rpc.caller import CURRENT
 
 Record = asyncpg.Record
+# `repeatable_read`: all statements of the transaction see the same moment.
+Isolation = Literal["repeatable_read"]
 if TYPE_CHECKING:
     Kept = asyncpg.Connection[Record]
     Connection = asyncpg.pool.PoolConnectionProxy[Record]
@@ -305,9 +307,11 @@ class Database:
             self.pool.terminate()
 
     @asynccontextmanager
-    async def tenant_tx(self, org_id: UUID) -> AsyncIterator[Connection]:
+    async def tenant_tx(
+        self, org_id: UUID, *, isolation: Isolation | None = None
+    ) -> AsyncIterator[Connection]:
         """A transaction that sees one organisation's rows, for no longer than the deadline."""
-        async with self._transaction() as (connection, left_s):
+        async with self._transaction(isolation) as (connection, left_s):
             if left_s is not None and left_s < self._statement_timeout_s:
                 milliseconds = str(max(1, int(left_s * 1000)))
                 await connection.execute(_SET_ORG_AND_TIMEOUT, str(org_id), milliseconds)
@@ -322,13 +326,15 @@ class Database:
             yield connection
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[tuple[Connection, float | None]]:
+    async def _transaction(
+        self, isolation: Isolation | None = None
+    ) -> AsyncIterator[tuple[Connection, float | None]]:
         left_s = deadline_left_s()
         acquire_s = min(ACQUIRE_TIMEOUT_S, left_s or ACQUIRE_TIMEOUT_S)
         try:
             with guarded(self.breaker):
                 async with asyncio.timeout(left_s), self.pool.acquire(timeout=acquire_s) as held:
-                    async with held.transaction():
+                    async with held.transaction(isolation=isolation):
                         yield held, left_s
         except TimeoutError:
             raise late(left_s or ACQUIRE_TIMEOUT_S) from None

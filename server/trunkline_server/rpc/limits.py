@@ -144,7 +144,9 @@ class Limits:
         processes: int = 1,
         settle_s: float = SETTLE_S,
         clock: Callable[[], float] = time.monotonic,
+        name: str = "limit",
     ) -> None:
+        self._name = name  # keys of their own for quotas of their own
         self._valkey = valkey
         self._quotas = quotas
         self._default = default
@@ -214,7 +216,7 @@ class Limits:
     def _meet(self, caller: Caller) -> _Pair:
         now = self._clock()
         org = self._orgs.get(caller.org_id.int)
-        tag = f"{PREFIX}limit:{{{caller.org_id}}}"
+        tag = f"{PREFIX}{self._name}:{{{caller.org_id}}}"
         if org is None:
             bucket = _Bucket(tag, self._default.org, self._processes, now)
             self._start(bucket)

@@ -1,0 +1,138 @@
+"""Facts: what happened, recorded as events in the transaction in which it happened.
+
+Callers' events and the service's own take this one path. The numbers are made of them later, by
+the roll-ups of the stats slice; nothing here waits for anything but its own rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from trunkline_server.db import Executor
+from trunkline_server.ids import uuid7
+
+Kind = Literal[
+    "CALL", "VALIDATION", "IMPORT_ROWS", "ARTICLE_VIEW", "ARTICLE_SEARCH", "ARTICLE_VOTE", "SIGN_IN"
+]
+
+# Outcomes of the service's own kinds. Those of VALIDATION are names of Decision; those of
+# IMPORT_ROWS beside these two are names of RejectCode.
+ROWS_ACCEPTED = "accepted"
+IMPORT_ENDED = "ended"
+SEARCH_HIT = "hit"
+SEARCH_MISS = "miss"
+VOTE_HELPFUL = "helpful"
+VOTE_NOT_HELPFUL = "not_helpful"
+SIGN_IN_OK = "ok"
+SIGN_IN_FAILED = "failed"
+
+_US_PER_S = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """`quantity` is how many things it stands for, `agent_id` whom it concerns. Ids only."""
+
+    kind: Kind
+    occurred_at: datetime
+    agent_id: UUID | None
+    outcome: str = ""
+    quantity: int = 1
+    event_id: UUID = field(default_factory=uuid7)
+
+
+@dataclass(slots=True)
+class Columns:
+    """Events as columns, which is how they travel. Times are microseconds since 1970."""
+
+    event_ids: Sequence[UUID | str]
+    kinds: Sequence[str]
+    occurred_us: Sequence[int]
+    agent_ids: Sequence[UUID | str | None]
+    durations_us: Sequence[int | None]
+    outcomes: Sequence[str]
+    quantities: Sequence[int]
+    attributes: Sequence[str | None]
+
+    def __len__(self) -> int:
+        return len(self.event_ids)
+
+
+# Marks of its own for each transaction (docs/adr/0030): an insert never waits for another's mark.
+# `inserted` alone is marked, so a retry costs the look-ups of its keys and leaves nothing.
+_APPEND = """
+WITH given AS (
+    SELECT event_id, kind, timestamptz 'epoch' + occurred_us * interval '1 microsecond'
+           AS occurred_at, agent_id, duration_us, outcome, quantity, attributes
+    FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::uuid[], $6::bigint[], $7::text[],
+                $8::bigint[], $9::jsonb[])
+        AS g (event_id, kind, occurred_us, agent_id, duration_us, outcome, quantity, attributes)
+), inserted AS (
+    INSERT INTO events (
+        org_id, occurred_on, event_id, kind, occurred_at, agent_id, duration_us, outcome,
+        quantity, attributes
+    )
+    SELECT $1, (occurred_at AT TIME ZONE 'UTC')::date, event_id, kind, occurred_at, agent_id,
+           duration_us, outcome, quantity, attributes
+    FROM given
+    ON CONFLICT DO NOTHING
+    RETURNING event_id, occurred_at, kind
+), marked AS (
+    INSERT INTO stats_dirty (org_id, hour, kind, mark_id)
+    SELECT $1, date_trunc('hour', occurred_at, 'UTC'), kind, $10 FROM inserted GROUP BY 2, 3
+)
+SELECT count(*) AS inserted,
+       CASE WHEN count(*) < $11 THEN array_agg(event_id) END AS event_ids
+FROM inserted
+"""
+
+
+async def insert(tx: Executor, org_id: UUID, columns: Columns) -> set[UUID] | None:
+    """The ids that were new, or None when all were. Rows in the order of their ids.
+
+    Two transactions that send the same events must meet them in the same order, or they would
+    wait for each other in a ring.
+    """
+    row = await tx.fetchrow(
+        _APPEND,
+        org_id,
+        columns.event_ids,
+        columns.kinds,
+        columns.occurred_us,
+        columns.agent_ids,
+        columns.durations_us,
+        columns.outcomes,
+        columns.quantities,
+        columns.attributes,
+        uuid7(),
+        len(columns),
+    )
+    assert row is not None
+    return None if row["inserted"] == len(columns) else set(row["event_ids"] or ())
+
+
+async def append(tx: Executor, org_id: UUID, facts: Sequence[Fact]) -> None:
+    """In the caller's transaction. A fact that is there already stays as it is."""
+    ordered = sorted(facts, key=lambda fact: fact.event_id)
+    if not ordered:
+        return
+    await insert(
+        tx,
+        org_id,
+        Columns(
+            [fact.event_id for fact in ordered],
+            [fact.kind for fact in ordered],
+            [_microseconds(fact.occurred_at) for fact in ordered],
+            [fact.agent_id for fact in ordered],
+            [None] * len(ordered),
+            [fact.outcome for fact in ordered],
+            [fact.quantity for fact in ordered],
+            [None] * len(ordered),
+        ),
+    )
+
+
+def _microseconds(at: datetime) -> int:
+    return int(at.timestamp()) * _US_PER_S + at.microsecond
