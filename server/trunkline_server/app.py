@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -50,6 +51,8 @@ from trunkline_server.rpc.limits import Limits, Quota, RareLimit, Rate
 from trunkline_server.rpc.options import CONCURRENT_RPCS_MAX, server_options
 from trunkline_server.rpc.shedding import Shedder
 from trunkline_server.rpc.wrapper import Wrapper
+from trunkline_server.stats.service import StatsService
+from trunkline_server.stats.worker import RollUps
 from trunkline_server.telemetry import Telemetry, TelemetrySettings
 from trunkline_server.tls import Certificates
 from trunkline_server.upkeep import handlers, schedules
@@ -60,6 +63,10 @@ WORKER_ROLE = "trunkline_worker"
 LAG_INTERVAL_S = 0.2
 # What an organisation may spend at once, in seconds of its rate.
 BURST_S = 2.0
+# Events come in batches, and from agents' desktops after an outage all at once.
+EVENTS_BURST_S = 10.0
+# A call makes some 50 containers that die with it; the default of 700 collects every 14 calls.
+GC_THRESHOLD = 10_000
 # Connections of a process beside its pool and readers: the readiness probe, the metrics.
 EXTRA_CONNECTIONS = 2
 
@@ -170,6 +177,16 @@ class Server:
             ),
             stream_age_s=settings.upload_stream_age_s,
         )
+        event_limits = Limits(
+            valkey,
+            _event_quota_reader(orgs),
+            default=_event_quota(5_000),
+            processes=processes,
+            name="events",
+        )
+        stats = StatsService(
+            db=db, orgs=orgs, link=link, valkey=valkey, drain=drain, event_limits=event_limits
+        )
 
         wrapper = Wrapper(
             authenticator=authenticator,
@@ -183,7 +200,7 @@ class Server:
         wrapper.bind(MEMBERS, members)
         wrapper.bind(IMPORTS, imports)
         wrapper.bind(CONTENT, None)
-        wrapper.bind(STATS, None)
+        wrapper.bind(STATS, stats)
 
         names = [descriptor.full_name for descriptor in SERVICES]
         probe = PostgresProbe(
@@ -231,7 +248,9 @@ class Server:
 
         link.subscribe(TOPIC_ORG, lambda org: limits.forget_quota(UUID(org)))
         await link.start()
+        link.subscribe(TOPIC_ORG, lambda org: event_limits.forget_quota(UUID(org)))
         await limits.start()
+        await event_limits.start()
         await members.start()
         meters.start()
         if index == 0:  # once for all processes of the machine
@@ -239,6 +258,7 @@ class Server:
         lag = asyncio.create_task(_feed_lag(shedder, meters), name="lag")
         await health.start()
         await server.start()
+        _settle_memory()
 
         async def stop_watching() -> None:
             lag.cancel()
@@ -251,7 +271,9 @@ class Server:
             ("imports", imports.close),
             ("authenticator", authenticator.close),
             ("passwords", partial(asyncio.to_thread, passwords.close)),
+            ("stats", stats.close),
             ("limits", limits.close),
+            ("event limits", event_limits.close),
             ("link", link.close),
             ("valkey", valkey.close),
             ("postgres metrics", postgres_metrics.stop),
@@ -268,6 +290,13 @@ class Server:
             inflight=self._wrapper.inflight,
             closers=self._closers,
         )
+
+
+def _settle_memory() -> None:
+    """What was built at the start stays for good: no collection has to walk it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, 20, 20)
 
 
 def _reflects(settings: ServeSettings) -> bool:
@@ -297,6 +326,18 @@ def _quota_reader(orgs: Orgs) -> Callable[[UUID], Awaitable[Quota]]:
     async def read(org_id: UUID) -> Quota:
         quotas = (await orgs.get(org_id)).quotas
         return _quota(quotas.cost_per_second, quotas.actor_cost_per_second)
+
+    return read
+
+
+def _event_quota(events_per_s: float) -> Quota:
+    rate = Rate(events_per_s, events_per_s * EVENTS_BURST_S)
+    return Quota(org=rate, credential=rate)
+
+
+def _event_quota_reader(orgs: Orgs) -> Callable[[UUID], Awaitable[Quota]]:
+    async def read(org_id: UUID) -> Quota:
+        return _event_quota((await orgs.get(org_id)).quotas.events_per_second)
 
     return read
 
@@ -335,16 +376,31 @@ class Worker:
             settings.redis_url.get_secret_value(), name=f"{socket.gethostname()}:worker:{index}"
         )
         await link.start()
+        roll_ups = RollUps(db, link)
+        orgs = Orgs(db, link)
+        imports = ImportWorker(
+            db=db,
+            orgs=orgs,
+            link=link,
+            lanes=settings.import_lanes,
+            batch_rows=settings.import_batch_rows,
+        )
+        retention = ImportRetention(db=db, orgs=orgs)
         runner = Runner(
             db,
             database_url,
-            handlers(db, link),
-            schedules=schedules(),
+            {
+                **handlers(db, link),
+                **roll_ups.handlers(),
+                **imports.handlers(),
+                **retention.handlers(),
+            },
+            schedules=(*schedules(), *roll_ups.schedules(), *retention.schedules()),
             slots=settings.concurrency,
             role=role,
             timings=Timings(heartbeat_s=settings.lease_s / 2, poll_s=settings.poll_s),
         )
-        gauges.of_worker(meters, db=db, link=link, runner=runner)
+        gauges.of_worker(meters, db=db, link=link, runner=runner, roll_ups=roll_ups)
         meters.start()
         closers: list[Step] = [
             ("link", link.close),

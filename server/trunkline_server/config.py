@@ -192,7 +192,13 @@ class WorkerSettings(CommonSettings):
     """`trunklined worker`."""
 
     statement_timeout_s: float = Field(60.0, gt=0, description="Longest statement.")
-    pool_size: int = Field(6, ge=2, le=100, description="Database connections of a process.")
+    pool_size: int = Field(10, ge=4, le=100, description="Database connections of a process.")
+    import_lanes: int = Field(
+        2, ge=1, le=16, description="Connections that merge batches of one import side by side."
+    )
+    import_batch_rows: int = Field(
+        10_000, ge=1, le=100_000, description="Rows that an import merges in one transaction."
+    )
     concurrency: int = Field(2, ge=1, le=64, description="Jobs that a process runs at once.")
     lease_s: float = Field(15.0, gt=0, description="A job without a heartbeat is taken over.")
     poll_s: float = Field(1.0, gt=0, description="How often to look for work without a hint.")

@@ -174,6 +174,16 @@ class SyncFuse(FailedPrecondition):
     text = "Confirm exactly as many terminations as the plan has."
 
 
+class TooManyRejects(FailedPrecondition):
+    reason = reason_pb2.REASON_IMPORT_TOO_MANY_REJECTS
+    text = "More rows were rejected than the specification allows."
+
+
+class ImportDead(Aborted):
+    reason = reason_pb2.REASON_IMPORT_DEAD
+    text = "The import failed again and again and was given up."
+
+
 class NotUndoable(FailedPrecondition):
     reason = reason_pb2.REASON_IMPORT_NOT_UNDOABLE
     text = "The import cannot be undone: it changed nothing, or its history is no longer kept."
