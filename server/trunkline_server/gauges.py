@@ -14,6 +14,7 @@ from trunkline_server.orgs import Orgs
 from trunkline_server.rpc.limits import Limits
 from trunkline_server.rpc.shedding import Shedder
 from trunkline_server.rpc.wrapper import Wrapper
+from trunkline_server.stats.worker import RollUps
 from trunkline_server.telemetry import Telemetry
 from trunkline_server.valkey import Valkey
 
@@ -55,7 +56,9 @@ def of_server(
     meters.gauge("trunkline.uploads.commit", lambda: flow.commit_s, "s")
 
 
-def of_worker(meters: Telemetry, *, db: Database, link: Link, runner: Runner) -> None:
+def of_worker(
+    meters: Telemetry, *, db: Database, link: Link, runner: Runner, roll_ups: RollUps
+) -> None:
     _database(meters, db)
     _link(meters, link)
     meters.gauge("trunkline.jobs.running", lambda: runner.running, "{job}")
@@ -67,6 +70,14 @@ def of_worker(meters: Telemetry, *, db: Database, link: Link, runner: Runner) ->
         ],
         "{job}",
     )
+    meters.gauge(
+        "trunkline.stats.astray",
+        lambda: roll_ups.astray,
+        "{event}",
+        "Events outside of every month's partition; anything but 0 is an alarm.",
+    )
+    meters.counter("trunkline.stats.hours_counted", lambda: roll_ups.hours, "{hour}")
+    meters.counter("trunkline.stats.days_counted", lambda: roll_ups.days, "{day}")
 
 
 def _database(meters: Telemetry, db: Database) -> None:

@@ -21,7 +21,9 @@ PARTITIONS_EVERY = timedelta(hours=6)
 MONTHS_AHEAD = 3
 
 # Tenant tables in monthly partitions.
-PARTITIONED = ("audit_log", "member_history", "validation_log")
+PARTITIONED = ("audit_log", "member_history", "validation_log", "events")
+# Events are taken for 35 days: what is recorded today may belong to the month before last.
+EVENTS_MONTHS_BACK = 2
 
 _ENSURE_PARTITION = "SELECT ensure_month_partition($1::text::regclass, $2)"
 
@@ -76,8 +78,11 @@ async def make_partitions(dsn: str) -> None:
 
 
 def _wanted_partitions() -> Iterator[tuple[str, date]]:
-    """This month's and the next ones'."""
-    month = datetime.now(UTC).date().replace(day=1)
+    """This month's and the next ones', and of events the last ones'."""
+    first = month = datetime.now(UTC).date().replace(day=1)
     for _ in range(MONTHS_AHEAD + 1):
         yield from ((table, month) for table in PARTITIONED)
         month = (month + timedelta(days=32)).replace(day=1)
+    for _ in range(EVENTS_MONTHS_BACK):
+        first = (first - timedelta(days=1)).replace(day=1)
+        yield "events", first

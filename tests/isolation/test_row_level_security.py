@@ -261,7 +261,7 @@ async def test_a_child_asked_directly_hides_the_same(admin: asyncpg.Connection) 
 
 
 # Where the worker sees more than one organisation: what queues are made of, and nothing else.
-_WORKER_SEES = {"jobs", "job_queues", "schedules", "audit_unsealed"}
+_WORKER_SEES = {"jobs", "job_queues", "schedules", "audit_unsealed", "stats_dirty"}
 
 
 async def test_the_worker_sees_across_organisations_only_its_queues(
