@@ -35,7 +35,9 @@ from trunkline_server.identity.service import IdentityService
 from trunkline_server.identity.sessions import Sessions
 from trunkline_server.identity.tokens import AccessTokens
 from trunkline_server.imports.flow import FlowLimits
+from trunkline_server.imports.retention import ImportRetention
 from trunkline_server.imports.service import ImportService
+from trunkline_server.imports.worker import ImportWorker
 from trunkline_server.jobs import Runner, Timings
 from trunkline_server.link import Link
 from trunkline_server.logs import Journal
