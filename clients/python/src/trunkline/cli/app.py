@@ -68,6 +68,7 @@ def run(arguments: Sequence[str]) -> int:
             root.add_command(command)
     try:
         code = root.main(list(arguments), prog_name="trunkline", standalone_mode=False)
+        sys.stdout.flush()
         return code if isinstance(code, int) else Exit.DONE
     except TrunklineError as error:
         click.echo(f"trunkline: {line_of(error)}", err=True)
@@ -83,7 +84,8 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         click.echo("trunkline: stopped.", err=True)
         return Exit.CTRL_C
-    except BrokenPipeError:
-        # The reader of a pipe has seen enough; what is buffered has nowhere to go.
+    except (BrokenPipeError, SystemExit):
+        # The reader of a pipe has seen enough (click leaves by SystemExit then, and only then);
+        # what is buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.DONE
