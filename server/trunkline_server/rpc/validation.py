@@ -1,14 +1,15 @@
 """Parsing and the contract's constraints: what is wrong with a message, field by field."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from protovalidate import Validator, Violation
 
 from trunkline.api.errors.v1 import reason_pb2
 from trunkline_server.errors import FieldViolation, Invalid
+from trunkline_server.rpc.shortcut import Quick, quick_check
 
 VIOLATIONS_MAX = 20
 _NUL = "\x00"
@@ -36,19 +37,26 @@ class Messages:
 
     def __init__(self) -> None:
         self._collect = Validator().collect_violations
+        self._quick: dict[MessageClass, Quick] = {}
 
     def read(self, message_class: MessageClass, raw: bytes) -> Message:
         try:
             message = message_class.FromString(raw)
         except DecodeError:
             raise MessageUnreadable from None
+        quick = self._quick.get(message_class)
+        if quick is None:
+            quick = self._quick[message_class] = quick_check(_descriptor(message)) or _never
+        # A zero byte is rare in a protobuf message, and most of those are not in a text.
+        has_zero_byte = b"\x00" in raw
+        if not has_zero_byte and quick(message):
+            return message
         violations = self._collect(message)
         if violations:
             raise FieldsInvalid(
                 violations=[explained(violation) for violation in violations[:VIOLATIONS_MAX]]
             )
-        # A zero byte is rare in a protobuf message, and most of those are not in a text.
-        if b"\x00" in raw:
+        if has_zero_byte:
             holders = list(_nul_fields(message, ""))
             if holders:
                 raise FieldsInvalid(
@@ -58,6 +66,14 @@ class Messages:
                     ]
                 )
         return message
+
+
+def _descriptor(message: Message) -> Descriptor:
+    return cast(Descriptor, message.DESCRIPTOR)
+
+
+def _never(message: Message) -> bool:
+    return False
 
 
 def explained(violation: Violation) -> FieldViolation:

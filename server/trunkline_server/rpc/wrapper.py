@@ -6,10 +6,10 @@ coroutine, where an interceptor would run again for every call (docs/adr/0001).
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import grpc
 import grpc.aio
@@ -40,6 +40,7 @@ from trunkline_server.rpc.validation import MessageClass, Messages
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
+    Metadata = Sequence[tuple[str, str | bytes]] | None
     Handler = grpc.RpcMethodHandler[Any, Any]
 else:  # generic for the type checker only
     Context, Handler = grpc.aio.ServicerContext, grpc.RpcMethodHandler
@@ -88,6 +89,12 @@ class Journal(Protocol):
     def failure(self, method: str, incident: str, error: BaseException) -> None: ...
 
 
+class Reply(Protocol):
+    """What a handler answers: a message, or bytes that were prepared as one."""
+
+    def SerializeToString(self) -> bytes: ...  # noqa: N802
+
+
 class HeaderInvalid(Invalid):
     reason = reason_pb2.REASON_MALFORMED_METADATA
     text = "A metadata value holds characters that are not printable ASCII, or is too long."
@@ -114,6 +121,7 @@ class Method:
     meter: Meter
     takes_stream: bool
     gives_stream: bool
+    call: type["_Call"]
 
 
 class Inflight:
@@ -160,20 +168,25 @@ class Wrapper(grpc.GenericRpcHandler):
         self._telemetry = telemetry
         self._journal = journal
         self._messages = Messages()
-        self._handlers: dict[str, Handler] = {}
+        self._methods: dict[str, Method] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
-        return self._handlers.get(handler_call_details.method)
+        """The call as its own handler: grpc has read the metadata, and a second time costs 5 us."""
+        method = self._methods.get(handler_call_details.method)
+        if method is None:
+            return None
+        call = method.call(self, method, handler_call_details.invocation_metadata)
+        return cast("Handler", call)  # grpc asks for its attributes, not for its class
 
     @property
     def methods(self) -> frozenset[str]:
-        return frozenset(self._handlers)
+        return frozenset(self._methods)
 
     def bind(self, service: ServiceDescriptor, servicer: object | None) -> None:
         """Registers every method of the service; those the servicer lacks answer UNIMPLEMENTED."""
         for descriptor in service.methods:
             method = self._method(service, descriptor, servicer)
-            self._handlers[method.path] = self._wrapped(method)
+            self._methods[method.path] = method
 
     def _method(
         self, service: ServiceDescriptor, descriptor: MethodDescriptor, servicer: object | None
@@ -187,134 +200,60 @@ class Wrapper(grpc.GenericRpcHandler):
             meter=self._telemetry.rpc(path),
             takes_stream=descriptor.client_streaming,
             gives_stream=descriptor.server_streaming,
+            call=_ManyReplies if descriptor.server_streaming else _OneReply,
         )
-
-    def _wrapped(self, method: Method) -> Handler:
-        # To grpc every method takes a stream: for one that does not, grpc would wait for its
-        # message without a time limit, and leave a call that ends without one unanswered.
-        if method.gives_stream:
-            return grpc.stream_stream_rpc_method_handler(self._streaming(method))
-        return grpc.stream_unary_rpc_method_handler(self._unary(method))
-
-    def _unary(self, method: Method) -> Callable[[Any, Context], Awaitable[bytes]]:
-        """One reply: unary calls and client streams."""
-
-        async def handle(incoming: Any, context: Context) -> bytes:
-            call = _Call(self, method, context)
-            try:
-                if call.timeout_s is None:
-                    reply: Message = await method.behaviour(await call.enter(incoming), context)
-                else:
-                    async with asyncio.timeout(call.timeout_s):
-                        reply = await method.behaviour(await call.enter(incoming), context)
-                payload = reply.SerializeToString()
-                if call.compress and len(payload) >= COMPRESS_FROM_BYTES:
-                    context.set_compression(grpc.Compression.Gzip)
-                return payload
-            except BaseException as error:
-                await call.fail(error)
-            finally:
-                call.leave()
-
-        return handle
-
-    def _streaming(self, method: Method) -> Callable[[Any, Context], AsyncIterator[bytes]]:
-        """Many replies: server streams and both-way streams."""
-
-        async def handle(incoming: Any, context: Context) -> AsyncIterator[bytes]:
-            call = _Call(self, method, context)
-            try:
-                async with asyncio.timeout(call.timeout_s):
-                    request = await call.enter(incoming)
-                    if call.compress:
-                        context.set_compression(grpc.Compression.Gzip)
-                    async for reply in method.behaviour(request, context):
-                        yield reply.SerializeToString()
-            except GeneratorExit:
-                call.code = _CANCELLED
-                raise
-            except BaseException as error:
-                await call.fail(error)
-            finally:
-                call.leave()
-
-        return handle
 
 
 class _Call:
-    """One call on its way through the steps."""
+    """One call on its way through the steps; to grpc, its handler.
+
+    To grpc every method takes a stream: for one that does not, grpc would wait for its message
+    without a time limit, and leave a call that ends without one unanswered.
+    """
 
     __slots__ = (
-        "_admitted_at", "_context", "_method", "_remaining_s", "_request", "_span", "_started",
-        "_wrapper",
-        "code", "compress", "timeout_s",
+        "_admitted_at", "_compress", "_context", "_metadata", "_method", "_remaining_s",
+        "_request", "_span", "_started", "_timeout_s", "_wrapper", "code",
     )  # fmt: skip
 
-    def __init__(self, wrapper: Wrapper, method: Method, context: Context) -> None:
-        wrapper.inflight.enter()
-        self._started = time.monotonic()
+    request_streaming = True
+    response_streaming = False
+    request_deserializer = None
+    response_serializer = None
+    unary_unary = None
+    unary_stream = None
+
+    def __init__(self, wrapper: Wrapper, method: Method, metadata: "Metadata") -> None:
         self._wrapper = wrapper
         self._method = method
+        self._metadata = metadata
+        self.code = _OK
+
+    def _begin(self, context: Context) -> None:
+        self._wrapper.inflight.enter()
+        self._started = time.monotonic()
         self._context = context
         self._admitted_at: float | None = None
         self._span: Span | None = None
         self._request: Request | None = None
-        self.code = _OK
-        self.compress = False
-        self.timeout_s: float | None = None
-        self._remaining_s = self._set_deadline(method.policy, context.time_remaining())
+        self._compress = False
+        self._timeout_s: float | None = None
+        self._remaining_s = self._set_deadline(self._method.policy, context.time_remaining())
 
-    async def enter(self, incoming: Any) -> Any:
+    async def _enter(self, incoming: Any) -> Any:
         """All steps before the handler; what it is called with."""
-        if self._method.takes_stream:
-            await self._pass()
-            return self._requests(incoming)
-        raw = await self._context.read()
-        if raw is grpc.aio.EOF:
-            raise MessageMissing
-        await self._pass()
-        return self._wrapper._messages.read(self._method.request_class, raw)
-
-    async def _pass(self) -> None:
-        wrapper, method, context = self._wrapper, self._method, self._context
-        policy = method.policy
-        authorization = traceparent = request_id = None
-        read_peer = context.peer
-        metadata_bytes = 0
-        for key, value in context.invocation_metadata() or ():
-            metadata_bytes += len(key) + len(value)
-            if value.__class__ is str and not (value.isascii() and value.isprintable()):
-                raise HeaderInvalid(
-                    violations=[
-                        FieldViolation(f"metadata.{key[:KEY_CHARS_MAX]}", "printable ASCII only")
-                    ]
-                )
-            if key == "authorization":
-                if authorization is not None:
-                    raise Unauthenticated("Send one authorization value, not several.")
-                authorization = value
-            elif key == "traceparent":
-                traceparent = value
-            elif key == "x-request-id":
-                request_id = value
-            elif key == COMPRESS_HEADER:
-                self.compress = value == "gzip"
-            elif key == "x-forwarded-for" and wrapper._trusted_proxies:
-                trusted = wrapper._trusted_proxies
-                read_peer = partial(behind_proxies, context.peer, str(value), trusted)
-        # grpc keeps the limit only towards clients that acknowledged its settings.
-        if metadata_bytes > METADATA_BYTES_MAX:
-            raise MetadataTooLarge
-        deadline = self._started + self._remaining_s
-        self._request = request = Request(method.path, request_id, read_peer, None, deadline)
-        CURRENT.set(request)
-        if request_id is not None:
-            self._echo(request_id)
-        request.traceparent = traceparent
-        self._span = request.span = wrapper._telemetry.start_span(method.path, traceparent)
+        method = self._method
+        if method.takes_stream:
+            raw = None
+        else:
+            raw = await self._context.read()
+            if raw is grpc.aio.EOF:
+                raise MessageMissing
+        authorization, request = self._read_metadata()
+        wrapper, policy = self._wrapper, method.policy
         if not policy.anonymous:
             caller = None
-            if isinstance(authorization, str):
+            if authorization.__class__ is str:
                 caller = wrapper._authenticator.cached(authorization)
             if caller is None:
                 caller = await self._identify(authorization)
@@ -330,16 +269,57 @@ class _Call:
                 wrapper._shedder.release(None, True)
             else:
                 self._admitted_at = time.monotonic()
+        if raw is None:
+            return self._requests(incoming)
+        return wrapper._messages.read(method.request_class, raw)
+
+    def _read_metadata(self) -> tuple[str | bytes | None, Request]:
+        """The facts of the request, as its metadata and its method tell them."""
+        wrapper, method, context = self._wrapper, self._method, self._context
+        authorization = traceparent = request_id = None
+        read_peer = context.peer
+        metadata_bytes = 0
+        for key, value in self._metadata or ():
+            metadata_bytes += len(key) + len(value)
+            if key == "authorization":
+                if authorization is not None:
+                    raise Unauthenticated("Send one authorization value, not several.")
+                authorization = value
+                continue  # checked where it is not known yet
+            if value.__class__ is str and not (value.isascii() and value.isprintable()):
+                raise _not_printable(key)
+            if key == "traceparent":
+                traceparent = value
+            elif key == "x-request-id":
+                request_id = value
+            elif key == COMPRESS_HEADER:
+                self._compress = value == "gzip"
+            elif key == "x-forwarded-for" and wrapper._trusted_proxies:
+                trusted = wrapper._trusted_proxies
+                read_peer = partial(behind_proxies, context.peer, str(value), trusted)
+        # grpc keeps the limit only towards clients that acknowledged its settings.
+        if metadata_bytes > METADATA_BYTES_MAX:
+            raise MetadataTooLarge
+        deadline = self._started + self._remaining_s
+        span = wrapper._telemetry.start_span(method.path, traceparent)
+        self._span = span
+        self._request = request = Request(
+            method.path, request_id, read_peer, None, deadline, traceparent, span
+        )
+        CURRENT.set(request)
+        if request_id is not None:
+            self._echo(request_id)
+        return authorization, request
 
     def _set_deadline(self, policy: MethodPolicy, remaining_s: float | None) -> float:
         """The seconds this call may take. The client's own deadline is kept by grpc itself."""
         if remaining_s is None:
-            self.timeout_s = policy.default_deadline_s
+            self._timeout_s = policy.default_deadline_s
         elif remaining_s > policy.max_deadline_s:
-            self.timeout_s = policy.max_deadline_s
+            self._timeout_s = policy.max_deadline_s
         else:
             return remaining_s
-        return self.timeout_s
+        return self._timeout_s
 
     def _echo(self, request_id: str | bytes) -> None:
         if isinstance(request_id, bytes) or len(request_id) > REQUEST_ID_MAX_CHARS:
@@ -351,6 +331,8 @@ class _Call:
     async def _identify(self, authorization: str | bytes | None) -> Caller:
         if not isinstance(authorization, str):
             raise Unauthenticated
+        if not (authorization.isascii() and authorization.isprintable()):
+            raise _not_printable("authorization")
         return await self._wrapper._authenticator.authenticate(authorization)
 
     async def _requests(self, incoming: AsyncIterator[bytes]) -> AsyncIterator[Message]:
@@ -358,7 +340,7 @@ class _Call:
         async for raw in incoming:
             yield read(request_class, raw)
 
-    async def fail(self, error: BaseException) -> NoReturn:
+    async def _fail(self, error: BaseException) -> NoReturn:
         """The only place where an exception becomes a status."""
         if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
             self.code = _CANCELLED
@@ -387,7 +369,7 @@ class _Call:
         self._wrapper._journal.failure(self._method.path, incident, error)
         return Internal(metadata={"incident": incident})
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         now = time.monotonic()
         self._method.meter.record(self.code, now - self._started)
         if self._admitted_at is not None:
@@ -396,6 +378,64 @@ class _Call:
         if self._span is not None:
             self._span.end(self.code)
         self._wrapper.inflight.leave()
+
+
+class _OneReply(_Call):
+    """Unary calls and client streams."""
+
+    __slots__ = ()
+
+    stream_stream = None
+
+    async def stream_unary(self, incoming: Any, context: Context) -> bytes:
+        self._begin(context)
+        behaviour = self._method.behaviour
+        try:
+            if self._timeout_s is None:
+                reply: Reply = await behaviour(await self._enter(incoming), context)
+            else:
+                async with asyncio.timeout(self._timeout_s):
+                    reply = await behaviour(await self._enter(incoming), context)
+            payload = reply.SerializeToString()
+            if self._compress and len(payload) >= COMPRESS_FROM_BYTES:
+                context.set_compression(grpc.Compression.Gzip)
+            return payload
+        except BaseException as error:
+            await self._fail(error)
+        finally:
+            self._leave()
+
+
+class _ManyReplies(_Call):
+    """Server streams and both-way streams."""
+
+    __slots__ = ()
+
+    response_streaming = True
+    stream_unary = None
+
+    async def stream_stream(self, incoming: Any, context: Context) -> AsyncIterator[bytes]:
+        self._begin(context)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                request = await self._enter(incoming)
+                if self._compress:
+                    context.set_compression(grpc.Compression.Gzip)
+                async for reply in self._method.behaviour(request, context):
+                    yield reply.SerializeToString()
+        except GeneratorExit:
+            self.code = _CANCELLED
+            raise
+        except BaseException as error:
+            await self._fail(error)
+        finally:
+            self._leave()
+
+
+def _not_printable(key: str) -> HeaderInvalid:
+    return HeaderInvalid(
+        violations=[FieldViolation(f"metadata.{key[:KEY_CHARS_MAX]}", "printable ASCII only")]
+    )
 
 
 def _behaviour(servicer: object | None, descriptor: MethodDescriptor) -> Callable[..., Any]:
