@@ -26,6 +26,7 @@ class MethodPolicy:
     audit: bool
     default_deadline_s: float
     max_deadline_s: float
+    queued: bool
     exempt: bool  # health and operations answer when nothing else does
 
 
@@ -46,6 +47,7 @@ def policy_of(method: MethodDescriptor) -> MethodPolicy:
         cost=declared.cost,
         priority=declared.priority,
         audit=declared.audit,
+        queued=declared.queued,
         default_deadline_s=declared.default_deadline.ToTimedelta().total_seconds()
         or DEFAULT_DEADLINE_S,
         max_deadline_s=declared.max_deadline.ToTimedelta().total_seconds() or MAX_DEADLINE_S,

@@ -262,7 +262,7 @@ class _Call:
             request.caller = caller
             if not policy.exempt:
                 wrapper._limits.take(caller, policy.cost)
-        if not policy.exempt:
+        if not (policy.exempt or policy.queued):
             wrapper._shedder.admit(policy.priority, self._remaining_s)
             if method.takes_stream or method.gives_stream:
                 # A stream is let in or not; open for hours, it must not hold a place.

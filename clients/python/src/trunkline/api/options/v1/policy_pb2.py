@@ -26,17 +26,17 @@ from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%trunkline/api/options/v1/policy.proto\x12\x18trunkline.api.options.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"\x83\x02\n\x06Policy\x12-\n\x05roles\x18\x01 \x03(\x0e\x32\x1e.trunkline.api.options.v1.Role\x12\x0c\n\x04\x63ost\x18\x02 \x01(\r\x12\x34\n\x08priority\x18\x03 \x01(\x0e\x32\".trunkline.api.options.v1.Priority\x12\r\n\x05\x61udit\x18\x04 \x01(\x08\x12\x33\n\x10\x64\x65\x66\x61ult_deadline\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_deadline\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tanonymous\x18\x07 \x01(\x08*s\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_AGENT\x10\x01\x12\x10\n\x0cROLE_TRAINER\x10\x02\x12\x12\n\x0eROLE_REGISTRAR\x10\x03\x12\x0e\n\nROLE_ADMIN\x10\x04\x12\x0f\n\x0bROLE_SYSTEM\x10\x05*c\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x15\n\x11PRIORITY_CRITICAL\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_BULK\x10\x03:R\n\x06policy\x12\x1e.google.protobuf.MethodOptions\x18\xb9\x8e\x03 \x01(\x0b\x32 .trunkline.api.options.v1.Policyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%trunkline/api/options/v1/policy.proto\x12\x18trunkline.api.options.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\"\x93\x02\n\x06Policy\x12-\n\x05roles\x18\x01 \x03(\x0e\x32\x1e.trunkline.api.options.v1.Role\x12\x0c\n\x04\x63ost\x18\x02 \x01(\r\x12\x34\n\x08priority\x18\x03 \x01(\x0e\x32\".trunkline.api.options.v1.Priority\x12\r\n\x05\x61udit\x18\x04 \x01(\x08\x12\x33\n\x10\x64\x65\x66\x61ult_deadline\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_deadline\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tanonymous\x18\x07 \x01(\x08\x12\x0e\n\x06queued\x18\x08 \x01(\x08*s\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_AGENT\x10\x01\x12\x10\n\x0cROLE_TRAINER\x10\x02\x12\x12\n\x0eROLE_REGISTRAR\x10\x03\x12\x0e\n\nROLE_ADMIN\x10\x04\x12\x0f\n\x0bROLE_SYSTEM\x10\x05*c\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x15\n\x11PRIORITY_CRITICAL\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_BULK\x10\x03:R\n\x06policy\x12\x1e.google.protobuf.MethodOptions\x18\xb9\x8e\x03 \x01(\x0b\x32 .trunkline.api.options.v1.Policyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'trunkline.api.options.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=395
-  _globals['_ROLE']._serialized_end=510
-  _globals['_PRIORITY']._serialized_start=512
-  _globals['_PRIORITY']._serialized_end=611
+  _globals['_ROLE']._serialized_start=411
+  _globals['_ROLE']._serialized_end=526
+  _globals['_PRIORITY']._serialized_start=528
+  _globals['_PRIORITY']._serialized_end=627
   _globals['_POLICY']._serialized_start=134
-  _globals['_POLICY']._serialized_end=393
+  _globals['_POLICY']._serialized_end=409
 # @@protoc_insertion_point(module_scope)

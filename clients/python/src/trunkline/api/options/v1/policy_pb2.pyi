@@ -101,6 +101,7 @@ class Policy(google.protobuf.message.Message):
     DEFAULT_DEADLINE_FIELD_NUMBER: builtins.int
     MAX_DEADLINE_FIELD_NUMBER: builtins.int
     ANONYMOUS_FIELD_NUMBER: builtins.int
+    QUEUED_FIELD_NUMBER: builtins.int
     cost: builtins.int
     """What one call takes from the caller's rate limit. Streams pay it once, when they open."""
     priority: Global___Priority.ValueType
@@ -109,6 +110,10 @@ class Policy(google.protobuf.message.Message):
     """Whether the call is written to the organisation's audit log."""
     anonymous: builtins.bool
     """The method needs no credential: it is how one is obtained."""
+    queued: builtins.bool
+    """The method waits in a bounded queue of its own, so it takes no place among the calls in
+    flight, and its latency says nothing about the server's load.
+    """
     @property
     def roles(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___Role.ValueType]:
         """The roles that may call the method. Empty only where `anonymous` is set."""
@@ -131,9 +136,10 @@ class Policy(google.protobuf.message.Message):
         default_deadline: google.protobuf.duration_pb2.Duration | None = ...,
         max_deadline: google.protobuf.duration_pb2.Duration | None = ...,
         anonymous: builtins.bool = ...,
+        queued: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["default_deadline", b"default_deadline", "max_deadline", b"max_deadline"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["anonymous", b"anonymous", "audit", b"audit", "cost", b"cost", "default_deadline", b"default_deadline", "max_deadline", b"max_deadline", "priority", b"priority", "roles", b"roles"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["anonymous", b"anonymous", "audit", b"audit", "cost", b"cost", "default_deadline", b"default_deadline", "max_deadline", b"max_deadline", "priority", b"priority", "queued", b"queued", "roles", b"roles"]) -> None: ...
 
 Global___Policy: typing_extensions.TypeAlias = Policy
 
