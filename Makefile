@@ -76,10 +76,14 @@ check-sql: $(INSTALLED)
 .PHONY: check-generated
 check-generated: $(INSTALLED)
 	@echo "== generated files" && $(BIN)/python -m tools.gen --check
+	@$(BIN)/python -m tools.reference --check && $(BIN)/python -m tools.reference_config --check
+	@$(BIN)/python -m tools.schema --check
 
 .PHONY: gen
-gen: $(INSTALLED) ## Generate the stubs from protos/ in an environment of their own
+gen: $(INSTALLED) ## Generate stubs, reference pages and schema.sql from what they are made of
 	@$(BIN)/python -m tools.gen
+	@$(BIN)/python -m tools.reference && $(BIN)/python -m tools.reference_config
+	@$(BIN)/python -m tools.schema
 
 .PHONY: fmt
 fmt: $(INSTALLED) ## Format the Python code and the protos, fix what lint can fix

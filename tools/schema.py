@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -33,15 +35,27 @@ def dump(url: str) -> str:
     return _HEADER + "\n" + _BLANK.sub("\n\n", _NOISE.sub("", text)).strip() + "\n"
 
 
-def main() -> None:
+def generated() -> str:
+    """What the migrations make today."""
     # A short path: a unix socket's name has 107 bytes.
     with tempfile.TemporaryDirectory(prefix="trunkline-") as folder:
         with Postgres(Path(folder) / "pg", durable=False) as server:
             url = server.create_database(DATABASE)
             asyncio.run(migrate_up(url))
-            GOLDEN.write_text(dump(url))
-    print(f"wrote {GOLDEN.name}")
+            return dump(url)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail if the file is not fresh")
+    check, text = parser.parse_args().check, generated()
+    if not check:
+        GOLDEN.write_text(text)
+    elif GOLDEN.read_text() != text:
+        print(f"not fresh: migrations/{GOLDEN.name}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -59,7 +59,7 @@ def serve(processes: int | None, host: str | None, port: int | None, child: bool
         reservation=reservation,
         on_ready=lambda: click.echo(f"serving on {address} with {count} processes"),
     )
-    sys.exit(asyncio.run(supervisor.run()))
+    sys.exit(_supervise(supervisor, "trunkline-serve", settings.log_level))
 
 
 @main.command()
@@ -79,7 +79,17 @@ def worker(processes: int | None, child: bool) -> None:
         processes=count,
         on_ready=lambda: click.echo(f"working with {count} processes"),
     )
-    sys.exit(asyncio.run(supervisor.run()))
+    sys.exit(_supervise(supervisor, "trunkline-worker", settings.log_level))
+
+
+def _supervise(supervisor: Supervisor, service: str, log_level: str) -> int:
+    from trunkline_server import logs
+
+    handler = logs.set_up(service, log_level)
+    try:
+        return asyncio.run(supervisor.run())
+    finally:
+        handler.close()
 
 
 async def _serve_child(settings: ServeSettings) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import gen, reference
+from tools import gen, reference, reference_config
 
 
 def test_stubs_are_fresh() -> None:
@@ -25,3 +25,9 @@ def test_an_edited_stub_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "trunkline/api/ops/v1/gone_service_pb2.py",
         "trunkline/api/options/v1/policy_pb2.py",
     ]
+
+
+def test_the_page_of_settings_is_fresh() -> None:
+    assert reference_config.TARGET.read_text() == reference_config.page(), (
+        "run `python -m tools.reference_config`"
+    )
