@@ -167,7 +167,7 @@ class ServeSettings(CommonSettings):
         8 << 20, ge=1, description="How far an upload may be ahead of what is stored."
     )
     upload_process_window_bytes: int = Field(
-        128 << 20, ge=1, description="The same for all uploads of a process together."
+        96 << 20, ge=1, description="The same for all uploads of a process together."
     )
     upload_org_budget_bytes: int = Field(
         2 << 30, ge=1, description="Stored and unprocessed bytes of an organisation before a pause."

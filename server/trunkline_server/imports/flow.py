@@ -22,7 +22,7 @@ from trunkline.api.imports.v1 import imports_service_pb2 as pb
 STREAM_WINDOW_BYTES = 8 << 20
 STREAM_WINDOW_BYTES_MIN = 256 << 10
 # All windows of this process together: what could be on its way to it at once.
-PROCESS_WINDOW_BYTES = 128 << 20
+PROCESS_WINDOW_BYTES = 96 << 20
 ORG_BUDGET_BYTES = 2 << 30
 GLOBAL_BUDGET_BYTES = 16 << 30
 COMMIT_SLOW_S = 0.25
@@ -160,6 +160,10 @@ class Flow:
         """How long commits take lately."""
         idle = self._clock() - self._committed_at > COMMIT_MEMORY_S
         return 0.0 if idle else self._commit_s
+
+    def window_bytes(self) -> int:
+        """How far each stream may be ahead of what is stored."""
+        return window(self.limits, len(self._streams), self.commit_s)
 
     def enter(self, org_id: UUID) -> Stream:
         stream = Stream(org_id)

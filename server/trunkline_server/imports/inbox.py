@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc.aio
 
 from trunkline_server.errors import AppError
 
-# Read and not yet committed. The transport holds as much again: rpc/options.py.
-AHEAD_BYTES_MAX = 1 << 20
+# Read and not yet committed, at least; half a window where there are few streams. The transport
+# holds LOOKAHEAD_BYTES of rpc/options.py beside it.
+AHEAD_BYTES_MIN = 512 << 10
 # A Python client that is told the status while it sends may lose it, so the server reads on to the
 # half-close before it ends the call; but not for ever.
 DRAIN_S = 5.0
@@ -29,9 +30,12 @@ Frame = TypeVar("Frame", bound=Sized)
 class Inbox(Generic[Frame]):
     """One reader task; `wake` is set for frames, for the end, and by whoever else has news."""
 
-    def __init__(self, frames: AsyncIterator[Frame], context: Any) -> None:
+    def __init__(
+        self, frames: AsyncIterator[Frame], context: Any, window_bytes: Callable[[], int]
+    ) -> None:
         self._frames = frames
         self._context = context
+        self._window_bytes = window_bytes
         self._queue: deque[Frame] = deque()
         self._ahead = 0
         self._drained = 0
@@ -114,9 +118,12 @@ class Inbox(Generic[Frame]):
         self._queue.append(frame)
         self._ahead += size
         self.wake.set()
-        while self._ahead >= AHEAD_BYTES_MAX and not self._draining:
+        while self._is_full() and not self._draining:
             self._room.clear()
             await self._room.wait()
+
+    def _is_full(self) -> bool:
+        return self._ahead >= max(self._window_bytes() // 2, AHEAD_BYTES_MIN)
 
     async def _read_raw(self) -> None:
         """After a message that cannot be read the iterator is over, but the stream is not."""

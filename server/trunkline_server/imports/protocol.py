@@ -139,9 +139,11 @@ class Upload:
         """What waits, joined into pieces; None when nothing does."""
         if not self._waiting:
             return None
+        # In place of what they were joined from: nothing is held twice while it is committed.
+        self._waiting = joined(self._waiting)
         pieces: list[Piece] = []
         offset, crc32 = self.persisted, self.persisted_crc32
-        for data in joined(self._waiting):
+        for data in self._waiting:
             pieces.append(Piece(offset, crc32, data))
             offset, crc32 = offset + len(data), zlib.crc32(data, crc32)
         return Batch(pieces, offset, crc32)

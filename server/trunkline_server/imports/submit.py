@@ -36,7 +36,7 @@ class SubmitStream:
     ) -> None:
         self._place = place
         self._stream = stream
-        self._inbox: Inbox[pb.SubmitCsvRequest] = Inbox(frames, context)
+        self._inbox: Inbox[pb.SubmitCsvRequest] = Inbox(frames, context, place.flow.window_bytes)
         self._stall_s = stall_s
         self._create = create
         self._heard_at = time.monotonic()

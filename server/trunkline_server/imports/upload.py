@@ -54,7 +54,7 @@ class UploadStream:
     ) -> None:
         self._place = place
         self._stream = stream
-        self._inbox: Inbox[pb.UploadImportRequest] = Inbox(frames, context)
+        self._inbox: Inbox[pb.UploadImportRequest] = Inbox(frames, context, place.flow.window_bytes)
         self._stall_s = stall_s
         now = time.monotonic()
         self._heard_at = now
