@@ -59,6 +59,11 @@ class Held:
             ),
         )
 
+    def limit(self, window_bytes: int) -> int:
+        """No further than the size that was told: then nothing is granted at the end."""
+        limit = len(self.stored) + window_bytes
+        return min(limit, self.spec.total_bytes) if self.spec.total_bytes else limit
+
     def upload(self) -> pb.Upload:
         return pb.Upload(
             import_id=self.import_id,
@@ -83,6 +88,7 @@ class Imports(ImportServiceServicer):
         self.calls: Counter[str] = Counter()
         self.resent_bytes = 0
         self.grants_when_used_up = False
+        self.window_bytes = WINDOW_BYTES
         # From so many bytes on the server is away.
         self.down_from_bytes: int | None = None
         self.reject_rows = 0
@@ -166,7 +172,7 @@ class Imports(ImportServiceServicer):
         ):
             yield refused(held, reason_pb2.REASON_IMPORT_CONTENT_DIFFERS, resumable=False)
             return
-        limit = len(held.stored) + WINDOW_BYTES
+        limit = held.limit(self.window_bytes)
         yield pb.UploadImportResponse(
             opened=pb.UploadOpened(
                 persisted_bytes=len(held.stored),
@@ -199,7 +205,7 @@ class Imports(ImportServiceServicer):
                     continue
             if self.grants_when_used_up and len(held.stored) < limit:
                 continue
-            limit = max(limit, len(held.stored) + WINDOW_BYTES)
+            limit = max(limit, held.limit(self.window_bytes))
             yield pb.UploadImportResponse(
                 ack=pb.UploadAck(persisted_bytes=len(held.stored), send_limit=limit)
             )

@@ -80,6 +80,18 @@ async def test_a_lost_acknowledgement_costs_nothing(
     assert staged.imports.resent_bytes == 0
 
 
+async def test_a_grant_smaller_than_what_has_to_be_sent_again(
+    client: AsyncClient, staged: Stage, roster: Path
+) -> None:
+    def shrink(progress: Progress) -> None:
+        if progress.bytes_stored:
+            staged.imports.window_bytes = 10 * KIB
+
+    staged.imports.faults.append(Fault(64 * KIB, "abort"))
+    await client.imports.upload(roster, on_progress=shrink)
+    assert bytes(staged.imports.only.stored) == roster.read_bytes()
+
+
 async def test_a_pause_is_waited_for_and_told(
     client: AsyncClient, staged: Stage, roster: Path
 ) -> None:

@@ -79,6 +79,18 @@ def test_a_lost_acknowledgement_costs_nothing(client: Client, staged: Stage, ros
     assert staged.imports.resent_bytes == 0
 
 
+def test_a_grant_smaller_than_what_has_to_be_sent_again(
+    client: Client, staged: Stage, roster: Path
+) -> None:
+    def shrink(progress: Progress) -> None:
+        if progress.bytes_stored:
+            staged.imports.window_bytes = 10 * KIB
+
+    staged.imports.faults.append(Fault(64 * KIB, "abort"))
+    client.imports.upload(roster, on_progress=shrink)
+    assert bytes(staged.imports.only.stored) == roster.read_bytes()
+
+
 def test_a_pause_is_waited_for_and_told(client: Client, staged: Stage, roster: Path) -> None:
     staged.imports.faults.append(Fault(64 * KIB, "pause", 0.05))
     seen: list[Progress] = []

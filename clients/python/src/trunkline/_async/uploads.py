@@ -78,7 +78,7 @@ class AsyncUpload:
         self._chunk_bytes = upload.chunk_bytes_max
         self._send_limit = 0
         self._unsent: deque[Chunk] = deque()
-        self._sent_end = window.stored
+        self._ahead = b""
         self._source_ended = False
         self._checked_at = 0
         self._finish_sent = False
@@ -162,7 +162,6 @@ class AsyncUpload:
         if chunk is not None:
             message = pb.UploadChunk(offset=chunk.offset, data=chunk.content, crc32=chunk.crc32)
             await stream.send(pb.UploadImportRequest(chunk=message))
-            self._sent_end = chunk.end
             return True
         if not self._source_ended or self._unsent:
             return False
@@ -175,18 +174,34 @@ class AsyncUpload:
     async def _next_chunk(self) -> Chunk | None:
         """What was sent before and is not stored, then more of the source; None: wait, or end."""
         if self._unsent:
-            return self._unsent.popleft() if self._unsent[0].end <= self._send_limit else None
-        if self._source_ended:
-            return None
+            return self._unsent_within_grant()
+        # Read before there is room: at the end of a file no more room will come.
+        ahead = await self._look_ahead()
         room = self._send_limit - self._window.end
         # A part of a chunk only if nothing is on its way: small grants make no small chunks.
-        if room <= 0 or (room < self._chunk_bytes and self._window.end > self._window.stored):
+        if not ahead or room <= 0 or (room < len(ahead) and self._window.end > self._window.stored):
             return None
-        content = await self._read(min(room, self._chunk_bytes))
-        if not content:
-            self._source_ended = True
+        return self._window.take(self._taken(room))
+
+    def _unsent_within_grant(self) -> Chunk | None:
+        chunk, limit = self._unsent[0], self._send_limit
+        if chunk.end <= limit:
+            return self._unsent.popleft()
+        if limit <= chunk.offset or chunk.offset > self._window.stored:
             return None
-        return self._window.take(content)
+        head, self._unsent[0] = chunk.split(limit)
+        return head
+
+    async def _look_ahead(self) -> bytes:
+        """What comes next, left where it is; empty at the end."""
+        if not self._ahead and not self._source_ended:
+            self._ahead = await self._read(self._chunk_bytes)
+            self._source_ended = not self._ahead
+        return self._ahead
+
+    def _taken(self, size: int) -> bytes:
+        taken, self._ahead = self._ahead[:size], self._ahead[size:]
+        return taken
 
     async def _read(self, size: int) -> bytes:
         if self._window.end - self._checked_at >= CHECK_EACH_BYTES:
@@ -230,10 +245,9 @@ class AsyncUpload:
         self._chunk_bytes = opened.chunk_bytes_max or self._chunk_bytes
         while self._window.end < opened.persisted_bytes:
             missing = opened.persisted_bytes - self._window.end
-            content = await self._read(min(missing, self._chunk_bytes))
-            if not content:
+            if not await self._look_ahead():
                 raise FileChanged("The server has stored more bytes than there are.")
-            self._window.take(content)
+            self._window.take(self._taken(missing))
         self._window.acknowledge(opened.persisted_bytes)
         self._unsent = deque(self._window.unstored())
         self._send_limit = opened.send_limit

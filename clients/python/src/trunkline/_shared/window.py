@@ -20,6 +20,16 @@ class Chunk:
     def end(self) -> int:
         return self.offset + len(self.content)
 
+    def split(self, at: int) -> tuple["Chunk", "Chunk"]:
+        """The part before an offset inside this chunk, and the rest."""
+        cut = at - self.offset
+        head, rest = self.content[:cut], self.content[cut:]
+        between = crc32(head, self.prefix_crc32)
+        return (
+            Chunk(self.offset, head, crc32(head), self.prefix_crc32),
+            Chunk(at, rest, crc32(rest), between),
+        )
+
 
 class Window:
     """Chunks from `stored` up to `end`. It grows by what is read and shrinks by acknowledgements,
@@ -44,14 +54,11 @@ class Window:
         """The server has committed everything before `stored`."""
         while self._chunks and self._chunks[0].offset < stored:
             chunk = self._chunks.popleft()
-            kept = chunk.content[stored - chunk.offset :] if stored < chunk.end else b""
-            gone = chunk.content[: len(chunk.content) - len(kept)] if kept else chunk.content
-            self.stored_crc32 = crc32(gone, chunk.prefix_crc32)
-            self.stored = chunk.offset + len(gone)
-            if kept:
-                rest = Chunk(self.stored, kept, crc32(kept), self.stored_crc32)
+            if stored < chunk.end:
+                chunk, rest = chunk.split(stored)
                 self._chunks.appendleft(rest)
-                return
+            self.stored = chunk.end
+            self.stored_crc32 = crc32(chunk.content, chunk.prefix_crc32)
 
     def unstored(self) -> Iterator[Chunk]:
         """The chunks to send again after a reconnection."""
