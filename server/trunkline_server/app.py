@@ -117,6 +117,7 @@ class Server:
     port: int
     drain: Drain
     members: MemberService
+    stats: StatsService
     _server: grpc.aio.Server
     _health: Health
     _wrapper: Wrapper
@@ -282,7 +283,7 @@ class Server:
             ("database", db.close),
             ("telemetry", meters.close),
         ]
-        return cls(port, drain, members, server, health, wrapper, closers)
+        return cls(port, drain, members, stats, server, health, wrapper, closers)
 
     async def stop(self) -> bool:
         """Drains. True when every accepted call was answered."""

@@ -13,7 +13,7 @@ import pytest
 
 from tests.running import Metadata, Org, Running
 from trunkline.api.stats.v1 import stats_service_pb2 as pb
-from trunkline.api.stats.v1.stats_service_pb2_grpc import StatsServiceStub
+from trunkline.api.stats.v1 import stats_service_pb2_grpc as stubs
 from trunkline_server.db import Database
 from trunkline_server.rpc.caller import Role
 from trunkline_server.stats.worker import count_days, count_hours
@@ -34,15 +34,14 @@ def call(
 class Stats:
     """StatsService as one organisation's callers see it."""
 
-    stub: StatsServiceStub
+    stub: stubs.StatsServiceAsyncStub
     org: Org
+    database_url: str = ""
 
     def as_(self, role: Role) -> Metadata:
         return self.org.as_(role)
 
-    async def record(
-        self, *events: pb.Event, role: Role = Role.SYSTEM
-    ) -> pb.RecordEventsResponse:
+    async def record(self, *events: pb.Event, role: Role = Role.SYSTEM) -> pb.RecordEventsResponse:
         request = pb.RecordEventsRequest(events=events)
         return await self.stub.RecordEvents(request, metadata=self.as_(role))
 
@@ -74,7 +73,9 @@ class Stats:
 
 @pytest.fixture
 async def stats(server: Running) -> Stats:
-    return Stats(StatsServiceStub(server.channel), await server.org("acme"))
+    return Stats(
+        stubs.StatsServiceStub(server.channel), await server.org("acme"), server.database_url
+    )
 
 
 @pytest.fixture

@@ -169,9 +169,7 @@ async def test_agents_speak_for_themselves_only(stats: Stats, admin: asyncpg.Con
     assert list(reply.statuses) == [RECORDED, REFUSED]
     assert reply.problems[0].error.reason == reason_pb2.REASON_ROLE_NOT_ALLOWED
     assert list((await stats.record(theirs)).statuses) == [RECORDED]
-    agent = await admin.fetchval(
-        "SELECT agent_id FROM events WHERE event_id = $1", mine.event_id
-    )
+    agent = await admin.fetchval("SELECT agent_id FROM events WHERE event_id = $1", mine.event_id)
     assert await admin.fetchval("SELECT role FROM api_keys WHERE key_id = $1", agent) == "AGENT"
 
 
@@ -191,9 +189,7 @@ async def requests(*batches: list[pb.Event]) -> AsyncIterator[pb.StreamEventsReq
 async def test_a_stream_is_answered_with_what_became_of_it(stats: Stats) -> None:
     good = [[call(now() - timedelta(seconds=i)) for i in range(900)] for _ in range(12)]
     bad = [good[0][0], changed(outcome="a b")]
-    reply = await stats.stub.StreamEvents(
-        requests(*good, bad), metadata=stats.as_(Role.SYSTEM)
-    )
+    reply = await stats.stub.StreamEvents(requests(*good, bad), metadata=stats.as_(Role.SYSTEM))
     counts = reply.counts
     assert (counts.recorded, counts.duplicates, counts.refused) == (10_800, 1, 1)
     assert [problem.index for problem in reply.problems] == [10_801]
