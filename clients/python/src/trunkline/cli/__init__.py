@@ -1,5 +1,6 @@
 """The command `trunkline`."""
 
+import os
 import sys
 
 __all__ = ["main"]
@@ -7,6 +8,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line; needs the extra: pip install 'trunkline[cli]'."""
+    # grpc's own notes about connections are not for people at a terminal.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         import click  # noqa: F401
         import rich  # noqa: F401
