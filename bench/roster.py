@@ -1,4 +1,4 @@
-"""Members by the hundred thousand, straight into the tables: names as unevenly common as real ones."""
+"""Members by the hundred thousand, straight into the tables, with names as uneven as real ones."""
 
 from __future__ import annotations
 

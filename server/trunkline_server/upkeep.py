@@ -10,6 +10,7 @@ from trunkline_server import audit, idempotency
 from trunkline_server.db import Database
 from trunkline_server.jobs import Done, Handler, Lease, Outcome, Schedule
 from trunkline_server.link import Link
+from trunkline_server.members import upkeep as members
 
 SEAL_AUDIT = "audit.seal"
 SWEEP_REQUESTS = "requests.sweep"
@@ -33,6 +34,7 @@ def schedules() -> Sequence[Schedule]:
         Schedule(SEAL_AUDIT, SEAL_EVERY),
         Schedule(SWEEP_REQUESTS, SWEEP_EVERY),
         Schedule(MAKE_PARTITIONS, PARTITIONS_EVERY),
+        *members.SCHEDULES,
     )
 
 
@@ -41,6 +43,8 @@ def handlers(db: Database, link: Link) -> Mapping[str, Handler]:
         SEAL_AUDIT: partial(_seal, db),
         SWEEP_REQUESTS: partial(_sweep, db),
         MAKE_PARTITIONS: partial(_make_partitions, db),
+        members.INDEX_MEMBERS: partial(members.index, db),
+        members.PURGE_MEMBERS: partial(members.purge, db, link),
     }
 
 

@@ -13,7 +13,7 @@ from tests.running import Running
 from trunkline.api.members.v1 import members_service_pb2 as pb
 from trunkline_server.rpc.caller import Role
 
-ANNA = {
+ANNA: dict[str, Any] = {
     "given_name": "Anna", "family_name": "Nowak", "email": "anna@nowak.example",
     "phone": "+493012345678", "date_of_birth": "1980-05-17", "plan": "gold",
 }  # fmt: skip

@@ -9,13 +9,15 @@ from __future__ import annotations
 import enum
 import re
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 SLICES = 10
 AGENTS_MAX = 50_000
 RECENT_NUMBERS = 8
 NEIGHBOUR_DISTANCE_MAX = 10
+PLACE_DIGITS_MAX = 18
 
 
 class Level(enum.IntEnum):
@@ -44,8 +46,7 @@ class GuardLimits:
     window_s: float = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What the guard says after a look-up, and the figures behind it."""
 
     level: Level
@@ -55,7 +56,9 @@ class Reading:
     sequential: int
 
 
-_CALM = Reading(Level.OK, Sign.NONE, 0, 0, 0)
+# An attribute of an enumeration is found slowly.
+_OK, _NO_SIGN, _STOP = Level.OK, Sign.NONE, Level.STOP
+_CALM = Reading(_OK, _NO_SIGN, 0, 0, 0)
 
 
 @dataclass(slots=True)
@@ -63,6 +66,8 @@ class _Agent:
     # One counter pair for each slice of the window: bounded however many look-ups come.
     lookups: list[int] = field(default_factory=lambda: [0] * SLICES)
     misses: list[int] = field(default_factory=lambda: [0] * SLICES)
+    lookups_in_window: int = 0
+    misses_in_window: int = 0
     slice_no: int = 0
     recent: deque[tuple[str, int]] = field(default_factory=lambda: deque(maxlen=RECENT_NUMBERS))
     sequential: int = 0
@@ -100,8 +105,10 @@ class Guard:
         _advance(seen, limits, now_s)
         _count(seen, number, missed, limits, now_s)
         reading = _judge(seen, limits, now_s)
-        seen.stopped = reading if reading.level is Level.STOP else None
-        seen.stopped_until_s = now_s + limits.window_s
+        seen.stopped = None
+        if reading.level is _STOP:
+            seen.stopped = reading
+            seen.stopped_until_s = now_s + limits.window_s
         return reading
 
     def release(self, agent: Hashable) -> bool:
@@ -127,27 +134,35 @@ class Guard:
 
 
 def _advance(seen: _Agent, limits: GuardLimits, now_s: float) -> None:
-    current = int(now_s / (limits.window_s / SLICES))
+    current = int(now_s * SLICES / limits.window_s)
+    if current == seen.slice_no:
+        return
     for passed in range(min(current - seen.slice_no, SLICES)):
-        seen.lookups[(current - passed) % SLICES] = 0
-        seen.misses[(current - passed) % SLICES] = 0
+        at = (current - passed) % SLICES
+        seen.lookups_in_window -= seen.lookups[at]
+        seen.misses_in_window -= seen.misses[at]
+        seen.lookups[at] = seen.misses[at] = 0
     seen.slice_no = max(current, seen.slice_no)
 
 
 def _count(seen: _Agent, number: str, missed: bool, limits: GuardLimits, now_s: float) -> None:
     place = _place(number)
-    if place in seen.recent:
+    recent = seen.recent
+    if place in recent:
         return  # The same number again is an agent making sure, not a search.
     at = seen.slice_no % SLICES
     seen.lookups[at] += 1
-    seen.misses[at] += missed
-    if any(_are_neighbours(place, earlier) for earlier in seen.recent):
+    seen.lookups_in_window += 1
+    if missed:
+        seen.misses[at] += 1
+        seen.misses_in_window += 1
+    if _has_neighbour(place, recent):
         seen.sequential = seen.sequential + 1 if now_s < seen.sequential_until_s else 1
         seen.sequential_until_s = now_s + limits.window_s
-    else:
+    elif seen.sequential:
         # An attacker may mix in strangers, so a run fades instead of ending at the first.
-        seen.sequential = max(seen.sequential - 1, 0)
-    seen.recent.append(place)
+        seen.sequential -= 1
+    recent.append(place)
 
 
 _LAST_DIGITS = re.compile(r"(\d{1,18})\D*$")
@@ -155,19 +170,30 @@ _LAST_DIGITS = re.compile(r"(\d{1,18})\D*$")
 
 def _place(number: str) -> tuple[str, int]:
     """Split a number into its series and its place in it."""
+    series = number.rstrip("0123456789")
+    count = len(number) - len(series)
+    if 0 < count <= PLACE_DIGITS_MAX:
+        return f"{series}|{count}", int(number[-count:])
     digits = _LAST_DIGITS.search(number)
     if digits is None:
         return number, 0
     return f"{number[: digits.start()]}|{len(digits[1])}", int(digits[1])
 
 
-def _are_neighbours(one: tuple[str, int], other: tuple[str, int]) -> bool:
-    return one[0] == other[0] and 0 < abs(one[1] - other[1]) <= NEIGHBOUR_DISTANCE_MAX
+def _has_neighbour(place: tuple[str, int], recent: Iterable[tuple[str, int]]) -> bool:
+    series, at = place
+    first, last = at - NEIGHBOUR_DISTANCE_MAX, at + NEIGHBOUR_DISTANCE_MAX
+    for other, other_at in recent:  # any() over a generator would cost three times as much
+        if first <= other_at <= last and other == series:
+            return True
+    return False
 
 
 def _judge(seen: _Agent, limits: GuardLimits, now_s: float) -> Reading:
-    lookups, misses = sum(seen.lookups), sum(seen.misses)
+    lookups, misses = seen.lookups_in_window, seen.misses_in_window
     sequential = seen.sequential if now_s < seen.sequential_until_s else 0
+    if not misses and not sequential:
+        return Reading(_OK, _NO_SIGN, lookups, 0, 0)
     by_misses = _miss_level(lookups, misses, limits)
     by_sequence = _sequence_level(sequential, limits)
     level = max(by_misses, by_sequence)

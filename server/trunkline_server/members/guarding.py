@@ -158,7 +158,7 @@ class Guards:
                 "validation.guard",
                 resource_type="actor",
                 resource_id=who.actor_id,
-                outcome="DENIED" if reading.level is Level.STOP else "OK",
+                outcome="REFUSED" if reading.level is Level.STOP else "OK",
                 reason=reading.sign,
                 details={
                     "level": _STORED[reading.level],

@@ -12,7 +12,7 @@ from trunkline_server.cache import Cache
 from trunkline_server.db import Database
 from trunkline_server.idempotency import once
 from trunkline_server.link import Link
-from trunkline_server.members import present, queries, wire
+from trunkline_server.members import present, queries
 from trunkline_server.members.errors import GuardNotFound
 from trunkline_server.members.export import Exporting
 from trunkline_server.members.guarding import Guards
@@ -42,7 +42,10 @@ class MemberService:
         self._exporting = Exporting(db)
         self._watching = Watching(db, link, pages, drain)
         validating = Validating(self._validator, self._log, self._guards, drain)
-        self._validating = validating
+        # Bound as they are: a method in between would be a coroutine more for each call.
+        self.ValidateMember = validating.one
+        self.BatchValidateMembers = validating.batch
+        self.StreamValidateMembers = validating.stream
 
     async def start(self) -> None:
         self._log.start()
@@ -64,21 +67,6 @@ class MemberService:
     @property
     def dropped(self) -> int:
         return self._log.counts.dropped
-
-    async def ValidateMember(
-        self, request: pb.ValidateMemberRequest, context: object
-    ) -> wire.Prepared:
-        return await self._validating.one(request)
-
-    async def BatchValidateMembers(
-        self, request: pb.BatchValidateMembersRequest, context: object
-    ) -> wire.Prepared:
-        return await self._validating.batch(request)
-
-    def StreamValidateMembers(
-        self, requests: AsyncIterator[pb.StreamValidateMembersRequest], context: object
-    ) -> AsyncIterator[wire.Prepared]:
-        return self._validating.stream(requests)
 
     async def CreateMember(
         self, request: pb.CreateMemberRequest, context: object

@@ -45,7 +45,7 @@ class Validating:
         self._drain = drain
         self._constraints = Constraints()
 
-    async def one(self, request: pb.ValidateMemberRequest) -> wire.Prepared:
+    async def one(self, request: pb.ValidateMemberRequest, context: object) -> wire.Prepared:
         who: Caller = CURRENT.get().caller  # type: ignore[assignment]
         now_s = time.time()
         number = request.member_number
@@ -68,7 +68,9 @@ class Validating:
                 return wire.Prepared(answer.response + wire.guard_level(level))
         return answer.reply
 
-    async def batch(self, request: pb.BatchValidateMembersRequest) -> wire.Prepared:
+    async def batch(
+        self, request: pb.BatchValidateMembersRequest, context: object
+    ) -> wire.Prepared:
         who = caller()
         watched = guards(who)
         if watched:
@@ -79,7 +81,7 @@ class Validating:
         return wire.batch_response(results, level)
 
     async def stream(
-        self, requests: AsyncIterator[pb.StreamValidateMembersRequest]
+        self, requests: AsyncIterator[pb.StreamValidateMembersRequest], context: object
     ) -> AsyncIterator[wire.Prepared]:
         stream = _Stream(self, caller(), requests)
         undo = self._drain.on_goaway(stream.go_away)
