@@ -34,7 +34,7 @@ async def visit(tour: Tour) -> None:
             f"june.csv has {ROWS:,} rows, {bad:,} of them bad; {path.stat().st_size >> 20} MiB."
         )
         async with tour.client("ADMIN") as admin, tour.client("AGENT") as agent:
-            finished = await _upload(tour, admin, path)
+            finished = await _upload(tour, admin, path, _Bar(size))
             tour.expect(finished.counters.rejected == bad, "not every bad row was rejected")
             await _show_rejects(tour, admin, finished.import_id)
             await _validate_one(tour, agent)
