@@ -30,9 +30,8 @@ async def visit(tour: Tour) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "june.csv"
         bad = _write_roster(path)
-        tour.say(
-            f"june.csv has {ROWS:,} rows, {bad:,} of them bad; {path.stat().st_size >> 20} MiB."
-        )
+        size = path.stat().st_size
+        tour.say(f"june.csv has {ROWS:,} rows, {bad:,} of them bad; {size >> 20} MiB.")
         async with tour.client("ADMIN") as admin, tour.client("AGENT") as agent:
             finished = await _upload(tour, admin, path, _Bar(size))
             tour.expect(finished.counters.rejected == bad, "not every bad row was rejected")
