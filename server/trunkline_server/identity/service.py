@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from trunkline.api.identity.v1 import identity_service_pb2 as pb
 from trunkline.api.options.v1 import policy_pb2
-from trunkline_server import audit, org_settings
+from trunkline_server import audit, facts, org_settings
 from trunkline_server.db import Database, Executor, Record
 from trunkline_server.errors import FieldViolation, PermissionDenied, QuotaViolation
 from trunkline_server.idempotency import Write, once
@@ -120,6 +120,7 @@ class IdentityService:
                 resource_id=session_id,
                 actor=_user_caller(org_id, user, session_id),
             )
+            await _count_login(tx, org_id, user_id, facts.SIGN_IN_OK)
         return pb.LoginResponse(tokens=pair, user=present.user(user))
 
     async def _note_failed_login(self, slug: str, found: Record | None) -> None:
@@ -137,6 +138,8 @@ class IdentityService:
                 outcome="REFUSED",
                 reason=LoginFailed().reason_name,
             )
+            user_id = found["user_id"] if found else None
+            await _count_login(tx, org_id, user_id, facts.SIGN_IN_FAILED)
 
     async def _rehash(self, found: Record, password: str) -> None:
         fresh = await self._passwords.hash(password)
@@ -634,6 +637,10 @@ async def add_secret(tx: Executor, org_id: UUID, key_id: UUID, peppers: Peppers)
     digest = peppers.digest(PURPOSE_API_KEY, secret.encode())
     await queries.create_secret(tx, org_id, key_id, prefix, digest)
     return secret
+
+
+async def _count_login(tx: Executor, org_id: UUID, user_id: UUID | None, outcome: str) -> None:
+    await facts.append(tx, org_id, [facts.Fact("SIGN_IN", datetime.now(UTC), user_id, outcome)])
 
 
 def _user_caller(org_id: UUID, user: Record, session_id: UUID) -> Caller:

@@ -18,7 +18,7 @@ from trunkline_server import audit
 from trunkline_server.db import Connection, Database
 from trunkline_server.errors import AppError
 from trunkline_server.failpoints import failpoint
-from trunkline_server.imports import batches, plan, present, work
+from trunkline_server.imports import batches, counted, plan, present, work
 from trunkline_server.imports import undo as undo_steps
 from trunkline_server.imports import worker_queries as queries
 from trunkline_server.imports.csv import Batch
@@ -300,6 +300,8 @@ class ImportWorker:
     async def _succeed(self, tx: Connection, lease: Lease, job: work.Work) -> None:
         keep = keep_files(job.settings)
         await queries.end(tx, job.org_id, job.import_id, "SUCCEEDED", None, keep)
+        if not job.spec.validate_only:
+            await counted.count(tx, job.org_id, job.import_id, job.actor_id)
         await lease.complete(tx)
         failpoint("run.before_end")
 

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
+from trunkline_server import facts
 from trunkline_server.db import Database
 from trunkline_server.errors import AppError
 from trunkline_server.ids import uuid7
@@ -86,6 +87,7 @@ class ValidationLog:
             org_id, rows = self._rows[0]
             async with self._db.tenant_tx(org_id) as tx:
                 await queries.log_validations(tx, org_id, rows)
+                await facts.append(tx, org_id, [_fact(row) for row in rows])
             # Rows keep their ids until now, so that a write whose answer was lost is not doubled.
             if self._rows and self._rows[0][1] is rows:
                 self._rows.popleft()
@@ -139,6 +141,13 @@ class ValidationLog:
             except (AppError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 _log.warning("validations not written down yet", extra={"count": len(self)})
                 await asyncio.sleep(RETRY_S)
+
+
+def _fact(row: Logged) -> facts.Fact:
+    """The same for the statistics; its id is the row's, so that it is counted once as well."""
+    return facts.Fact(
+        "VALIDATION", row.at, row.actor_id, row.decision, row.validations, row.validation_id
+    )
 
 
 class _Group:
