@@ -14,6 +14,7 @@ from uuid import UUID
 from trunkline_server.db import Connection, Database, Executor
 from trunkline_server.failpoints import failpoint
 from trunkline_server.ids import uuid7
+from trunkline_server.imports.merge import BY_KEY
 from trunkline_server.imports.merge_sql import COLUMNS, IMAGE
 from trunkline_server.imports.work import Work
 from trunkline_server.jobs import Lease
@@ -21,6 +22,7 @@ from trunkline_server.members import queries as member_queries
 from trunkline_server.members.queries import Change
 
 UNDO_ROWS = 10_000
+_BY_KEY = BY_KEY.format(local="LOCAL")
 _KEPT_MESSAGE = "The member was changed after the import."
 _FAILED_MESSAGE = "What the member was before is no longer kept."
 
@@ -161,6 +163,7 @@ async def _some(
     tx: Connection, lease: Lease, undoing: Undoing, change_id: UUID, has_failed: bool
 ) -> tuple[int, int]:
     work = undoing.work
+    await tx.execute(_BY_KEY)
     await lease.fence(tx)
     own = uuid7()
     row = await tx.fetchrow(
@@ -181,6 +184,7 @@ async def _some(
 
 async def list_kept(db: Database, lease: Lease, work: Work, change_id: UUID) -> None:
     async with db.tenant_tx(work.org_id) as tx:
+        await tx.execute(_BY_KEY)
         await lease.fence(tx)
         tag = await tx.execute(
             _LIST_KEPT,
