@@ -25,7 +25,9 @@ _RETRY = {
     "initialBackoff": "0.1s",
     "maxBackoff": "2s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    # A server that stops resets the few calls that reach it while its GOAWAY is on the way; grpc
+    # shows that as CANCELLED (docs/adr/0009). A call the caller cancelled is never repeated.
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 # A refresh token may be used once: whether a lost reply was a refused call, nobody knows. Streams
 # of the caller are continued by their own protocols, not repeated from memory.
