@@ -20,7 +20,7 @@ AGAINST ?= main
 
 BIN := $(CURDIR)/.venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-SOURCES := server clients/python/src tests bench tools
+SOURCES := server clients/python/src tests bench tools examples
 MIGRATIONS := migrations/[0-9]*.sql
 # Ends what a command started even when make itself is killed.
 LEASH = exec $(BIN)/python -I -S server/trunkline_server/local/leash.py $$PPID self 15 -1
@@ -85,6 +85,25 @@ gen: $(INSTALLED) ## Generate stubs, reference pages and schema.sql from what th
 	@$(BIN)/python -m tools.reference && $(BIN)/python -m tools.reference_config
 	@$(BIN)/python -m tools.schema
 
+.PHONY: gen-go
+gen-go: $(INSTALLED) ## Generate Go stubs into gen/go (needs go and the network the first time)
+	@command -v go >/dev/null || { echo "gen-go needs Go: https://go.dev/dl" >&2; exit 1; }
+	@test -x .gen-tools/protoc-gen-go-grpc || { \
+		export GOBIN=$(CURDIR)/.gen-tools; \
+		go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.11 && \
+		go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.0; }
+	@PATH="$(CURDIR)/.gen-tools:$$PATH" $(BIN)/buf generate --template tools/buf.gen.go.yaml
+	@echo "gen/go"
+
+.PHONY: gen-ts
+gen-ts: $(INSTALLED) ## Generate TypeScript stubs into gen/ts (needs npm and the network the first time)
+	@command -v npm >/dev/null || { echo "gen-ts needs Node with npm: https://nodejs.org" >&2; exit 1; }
+	@test -x .gen-tools/node_modules/.bin/protoc-gen-es || \
+		npm install --silent --no-fund --no-audit --prefix .gen-tools @bufbuild/protoc-gen-es@^2
+	@PATH="$(CURDIR)/.gen-tools/node_modules/.bin:$$PATH" \
+		$(BIN)/buf generate --template tools/buf.gen.ts.yaml
+	@echo "gen/ts"
+
 .PHONY: fmt
 fmt: $(INSTALLED) ## Format the Python code and the protos, fix what lint can fix
 	@$(BIN)/ruff format $(SOURCES) && $(BIN)/ruff check --fix $(SOURCES)
@@ -116,7 +135,7 @@ lock: .lock-venv/.made ## Resolve requirements/*.in anew into requirements/*.txt
 
 .PHONY: clean
 clean: ## Remove all that make made, the local servers' databases included
-	rm -rf .venv .gen-venv .lock-venv .trunkline build dist
+	rm -rf .venv .gen-venv .gen-tools .lock-venv gen .trunkline build dist
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find server clients tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
