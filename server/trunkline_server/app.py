@@ -14,6 +14,7 @@ from uuid import UUID
 
 import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
+from grpc_channelz.v1 import channelz
 from grpc_reflection.v1alpha import reflection
 from pydantic import SecretStr
 
@@ -233,6 +234,8 @@ class Server:
         health.add_to(server)
         if _reflects(settings):
             reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+        if settings.channelz:
+            channelz.add_channelz_servicer(server)
         port = _listen(server, settings)
         postgres_metrics = PostgresMetrics(database_url, meters)
         gauges.of_server(

@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 PREFIX = "TRUNKLINE_"
 CONFIG_VARIABLE = "TRUNKLINE_CONFIG"
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _REDACTED = "**********"
 _SECRET = re.compile(r"([0-9a-f]{2}){32,}", re.IGNORECASE)
 
@@ -178,6 +179,12 @@ class ServeSettings(CommonSettings):
     upload_stream_age_s: float = Field(
         45.0, gt=0, lt=60, description="An upload is asked to open another stream after this."
     )
+
+    @model_validator(mode="after")
+    def _channelz_stays_here(self) -> "ServeSettings":
+        if self.channelz and self.host not in LOOPBACK:
+            raise ValueError("channelz tells about every connection: only with a loopback host")
+        return self
 
     @model_validator(mode="after")
     def _tls_in_pairs(self) -> "ServeSettings":
