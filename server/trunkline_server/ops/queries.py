@@ -1,4 +1,4 @@
-"""What an organisation uses of its quotas. Large stocks are counted up to their estimate."""
+"""What an organisation uses of its quotas, counted when an administrator asks."""
 
 from uuid import UUID
 
