@@ -87,7 +87,7 @@ gen: $(INSTALLED) ## Generate stubs, reference pages and schema.sql from what th
 
 .PHONY: gen-go
 gen-go: $(INSTALLED) ## Generate Go stubs into gen/go (needs go and the network the first time)
-	@command -v go >/dev/null || { echo "gen-go needs Go: https://go.dev/dl" >&2; exit 1; }
+	@command -v go >/dev/null || { echo "gen-go needs Go (Debian: golang)" >&2; exit 1; }
 	@test -x .gen-tools/protoc-gen-go-grpc || { \
 		export GOBIN=$(CURDIR)/.gen-tools; \
 		go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.11 && \
@@ -97,7 +97,7 @@ gen-go: $(INSTALLED) ## Generate Go stubs into gen/go (needs go and the network 
 
 .PHONY: gen-ts
 gen-ts: $(INSTALLED) ## Generate TypeScript stubs into gen/ts (needs npm and the network the first time)
-	@command -v npm >/dev/null || { echo "gen-ts needs Node with npm: https://nodejs.org" >&2; exit 1; }
+	@command -v npm >/dev/null || { echo "gen-ts needs Node with npm (Debian: npm)" >&2; exit 1; }
 	@test -x .gen-tools/node_modules/.bin/protoc-gen-es || \
 		npm install --silent --no-fund --no-audit --prefix .gen-tools @bufbuild/protoc-gen-es@^2
 	@PATH="$(CURDIR)/.gen-tools/node_modules/.bin:$$PATH" \
