@@ -228,6 +228,8 @@ CREATE TABLE IF NOT EXISTS schema_migrations_lock (
 INSERT INTO schema_migrations_lock DEFAULT VALUES ON CONFLICT DO NOTHING;
 """
 
+_PREPARED = "SELECT to_regclass('schema_migrations_lock') IS NOT NULL"
+
 
 async def _prepare(conn: asyncpg.Connection) -> None:
     if await conn.fetchval(_PREPARED):
@@ -238,7 +240,6 @@ async def _prepare(conn: asyncpg.Connection) -> None:
         await conn.execute(_PREPARE)
 
 
-_PREPARED = "SELECT to_regclass('schema_migrations_lock') IS NOT NULL"
 _RECORDS = "SELECT number, name, sha256 FROM schema_migrations ORDER BY number"
 
 

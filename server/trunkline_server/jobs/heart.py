@@ -23,6 +23,8 @@ from trunkline_server.jobs.timings import Timings
 RECONNECT_DELAY_S = 0.5
 JOIN_TIMEOUT_S = 10.0
 
+_PING = "SELECT 1"
+
 _log = logging.getLogger(__name__)
 
 
@@ -112,7 +114,7 @@ class Heart:
         alive = self._vouched()
         if not alive:
             # Also finds out that the connection, and with it LISTEN, is gone.
-            await connection.execute("SELECT 1", timeout=self._timings.heartbeat_s)
+            await connection.execute(_PING, timeout=self._timings.heartbeat_s)
             return False
         asked_at = time.monotonic()
         lease_s, timeout_s = self._timings.lease_s, self._timings.heartbeat_s
