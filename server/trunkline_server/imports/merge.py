@@ -32,12 +32,15 @@ from trunkline_server.members import rules as members
 COPY_BYTES = 256 << 10
 CONFLICT_ATTEMPTS = 5
 CONFLICT_PAUSE_S = 0.05
-# A batch is some thousands of rows by key: always through indexes. A plan made while a table was
-# empty, and kept, would read all of it for each row by the time it has grown.
-BY_KEY = (
-    "SET {local} enable_seqscan = off; SET {local} enable_hashjoin = off;"
-    " SET {local} enable_mergejoin = off"
-)
+# A batch is some thousands of rows by key: always through indexes, planned anew each time. A plan
+# made while a table was small would go through all of it for each row by the time it has grown.
+BY_KEY = "; ".join(
+    f"SET {{local}} {setting}"
+    for setting in (
+        "enable_seqscan = off", "enable_bitmapscan = off", "enable_hashjoin = off",
+        "enable_mergejoin = off", "enable_material = off", "plan_cache_mode = force_custom_plan",
+    )
+)  # fmt: skip
 _LANE_SETTINGS = BY_KEY.format(local="") + "; SET work_mem = '16MB'"
 _SET_ORG = "SELECT set_config('trunkline.org_id', $1, true)"
 _DROP = f"DROP TABLE IF EXISTS {STAGING}"

@@ -159,10 +159,10 @@ def _judged(layout: Layout, creates_only: bool) -> Callable[[bool], str]:
         if in_place:
             is_own = "coalesce(m.change_id BETWEEN $8 AND $9, false)"
             prior = f"CASE WHEN {is_own} THEN m.row_no ELSE e.row_no END"
-            earlier, was_changed = "import_seen", "e.is_changed"
+            earlier, extra, was_changed = "import_seen", ", k.is_changed", "e.is_changed"
         else:
             is_own, prior = "false", "e.row_no"
-            earlier, was_changed = "import_plan", "e.row_no IS NOT NULL"
+            earlier, extra, was_changed = "import_plan", "", "e.row_no IS NOT NULL"
         return f"""joined AS MATERIALIZED (
     SELECT n.place, n.new_row_no, n.member_number, m.member_id AS old_id, m.version AS old_version,
         m.deleted_at, {prior} AS prior_row_no, e.row_no IS NOT NULL AS is_seen,
@@ -170,9 +170,13 @@ def _judged(layout: Layout, creates_only: bool) -> Callable[[bool], str]:
         {olds + "," if olds else ""}
         {chosen}
     FROM newest n
-    LEFT JOIN members m ON m.org_id = $1 AND m.member_number = n.member_number
-    LEFT JOIN {earlier} e
-        ON e.org_id = $1 AND e.import_id = $2 AND e.member_number = n.member_number
+    LEFT JOIN LATERAL (
+        SELECT * FROM members k WHERE k.org_id = $1 AND k.member_number = n.member_number OFFSET 0
+    ) m ON true
+    LEFT JOIN LATERAL (
+        SELECT k.row_no{extra} FROM {earlier} k
+        WHERE k.org_id = $1 AND k.import_id = $2 AND k.member_number = n.member_number OFFSET 0
+    ) e ON true
 ), verdicts AS MATERIALIZED (
     SELECT j.*, CASE
         WHEN j.prior_row_no > j.new_row_no THEN 'SUPERSEDED'
@@ -241,10 +245,11 @@ _MERGED = f"""created AS (
     SELECT $1, $2, n.member_number, n.new_row_no, n.verdict = 'UPDATE' FROM judged n
     WHERE n.verdict IN ('UPDATE', 'UNCHANGED') AND NOT n.is_seen ORDER BY n.member_number
 ), again AS (
-    UPDATE import_seen e
-    SET row_no = n.new_row_no, is_changed = e.is_changed OR n.verdict = 'UPDATE' FROM judged n
-    WHERE e.org_id = $1 AND e.import_id = $2 AND e.member_number = n.member_number
-      AND e.row_no = n.prior_row_no AND n.is_seen AND n.verdict IN ('UPDATE', 'UNCHANGED')
+    INSERT INTO import_seen AS e (org_id, import_id, member_number, row_no, is_changed)
+    SELECT $1, $2, n.member_number, n.new_row_no, n.verdict = 'UPDATE' FROM judged n
+    WHERE n.verdict IN ('UPDATE', 'UNCHANGED') AND n.is_seen ORDER BY n.member_number
+    ON CONFLICT (org_id, import_id, member_number) DO UPDATE
+    SET row_no = EXCLUDED.row_no, is_changed = e.is_changed OR EXCLUDED.is_changed
 )
 {_TOLD}
        (SELECT count(*) FROM changed) AS changed
