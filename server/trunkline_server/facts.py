@@ -84,12 +84,12 @@ WITH given AS (
     SELECT $1, date_trunc('hour', occurred_at, 'UTC'), kind, $10 FROM inserted GROUP BY 2, 3
 )
 SELECT count(*) AS inserted,
-       CASE WHEN count(*) < $11 THEN array_agg(event_id) END AS event_ids
+       CASE WHEN count(*) < $11 THEN array_agg(event_id::text) END AS event_ids
 FROM inserted
 """
 
 
-async def insert(tx: Executor, org_id: UUID, columns: Columns) -> set[UUID] | None:
+async def insert(tx: Executor, org_id: UUID, columns: Columns) -> set[str] | None:
     """The ids that were new, or None when all were. Rows in the order of their ids.
 
     Two transactions that send the same events must meet them in the same order, or they would

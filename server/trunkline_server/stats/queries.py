@@ -20,7 +20,7 @@ RAW_CERTAIN = rules.EVENT_AGE_MAX
 
 # A row that is there differs, or it would have been inserted.
 _CONFLICTING = """
-SELECT g.event_id
+SELECT g.event_id::text
 FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::uuid[], $6::bigint[], $7::text[],
             $8::bigint[], $9::jsonb[])
     AS g (event_id, kind, occurred_us, agent_id, duration_us, outcome, quantity, attributes)
@@ -36,7 +36,7 @@ WHERE (e.kind, e.occurred_at, e.agent_id, e.duration_us, e.outcome, e.quantity, 
 """
 
 
-async def conflicting(tx: Executor, org_id: UUID, columns: Columns) -> set[UUID]:
+async def conflicting(tx: Executor, org_id: UUID, columns: Columns) -> set[str]:
     """Which of the events are there with another content."""
     rows = await tx.fetch(
         _CONFLICTING,

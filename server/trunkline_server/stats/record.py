@@ -64,18 +64,19 @@ class Batch:
     def row_ids(self) -> Sequence[str]:
         return self.columns.event_ids  # type: ignore[return-value]
 
-    def settle(self, new: set[UUID] | None, conflicting: set[UUID]) -> None:
+    def settle(self, new: set[str] | None, conflicting: set[str]) -> None:
         """After the insert: which were new, and which others have another content there."""
-        recorded = pb.EVENT_STATUS_RECORDED
-        if new is None:
+        if new is None or not (new or conflicting):
+            recorded, duplicate = pb.EVENT_STATUS_RECORDED, pb.EVENT_STATUS_DUPLICATE
+            same = recorded if new is None else duplicate
             for place in self.places:
-                self.statuses[place] = recorded
+                self.statuses[place] = same
         else:
-            for event_id, place in zip(map(UUID, self.row_ids()), self.places, strict=True):
+            for event_id, place in zip(self.row_ids(), self.places, strict=True):
                 if event_id in new:
-                    self.statuses[place] = recorded
+                    self.statuses[place] = pb.EVENT_STATUS_RECORDED
                 elif event_id in conflicting:
-                    self.conflict(place, str(event_id))
+                    self.conflict(place, event_id)
                 else:
                     self.statuses[place] = pb.EVENT_STATUS_DUPLICATE
         self._settle_repeats()

@@ -112,7 +112,7 @@ class StatsService:
             return batch
         async with self._db.tenant_tx(who.org_id) as tx:
             new = await facts.insert(tx, who.org_id, batch.columns)
-            conflicts: set[UUID] = set()
+            conflicts: set[str] = set()
             if new is not None:
                 conflicts = await queries.conflicting(tx, who.org_id, batch.columns) - new
         batch.settle(new, conflicts)
