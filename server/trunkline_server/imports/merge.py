@@ -67,12 +67,17 @@ class _MemberMoved(Exception):
     """Somebody changed a member between being looked at and being written."""
 
 
+class _NotTheSame(Exception):
+    """A row is new, or changes something."""
+
+
 @dataclass(slots=True)
 class Progress:
     """What the lanes of one turn share."""
 
     headroom: int  # members the organisation may still have
     is_plain: bool  # rows are expected to be new members
+    is_same: bool = True  # or, where they are not, to say what is there already
     rejected: int = 0
     checkpointed: bool = False
     members_written: bool = False
@@ -188,7 +193,9 @@ class Lane:
         inverted = await self._inverted(batch)
         self._refuse(merged, batch, "inverted", inverted)
         count = batch.accepted - len(inverted)
-        if not await self._created_all(batch, merged, change_id, count):
+        if not await self._created_all(
+            batch, merged, change_id, count
+        ) and not await self._all_same(batch, merged, count):
             await self._merged_each(batch, merged, change_id)
         await self._find_repeats(batch, merged, inverted, count)
         return merged
@@ -219,6 +226,26 @@ class Lane:
         merged.counts.created = merged.written = int(tag.rpartition(" ")[2])
         return True
 
+    async def _all_same(self, batch: Batch, merged: _Merged, count: int) -> bool:
+        """A short way for a file that comes again: no row changes anything."""
+        progress, work = self._progress, self._work
+        if not progress.is_same or work.plans or work.creates_only or count < batch.accepted:
+            return False
+        try:
+            async with self._connection.transaction():
+                tag = await self._connection.execute(
+                    self._sql.same,
+                    *(work.org_id, work.import_id, batch.start.row_no + 1, batch.gaps),
+                    *(work.first_change, work.last_change),
+                )
+                if int(tag.rpartition(" ")[2]) < count:
+                    raise _NotTheSame
+        except (asyncpg.UniqueViolationError, _NotTheSame):
+            progress.is_same = False
+            return False
+        merged.counts.unchanged = count
+        return True
+
     async def _merged_each(self, batch: Batch, merged: _Merged, change_id: object) -> None:
         """The long way: each row beside the member that is there."""
         work = self._work
@@ -233,7 +260,9 @@ class Lane:
                 self._sql.merge, *arguments, change_id, work.first_change, work.last_change
             )
             # Nothing was there: the next batch will probably be new as well.
-            self._progress.is_plain = row is not None and row["created"] == row["members"]
+            assert row is not None
+            self._progress.is_plain = row["created"] == row["members"]
+            self._progress.is_same = row["unchanged"] == row["members"]
         assert row is not None
         if row["changed"] != row["to_change"]:
             raise _MemberMoved
@@ -254,8 +283,7 @@ class Lane:
     ) -> None:
         """Rows that a later one of the same batch overrides, if any."""
         found = merged.counts
-        told = found.created if merged.written == found.created and not merged.unlocated else -1
-        if told == count:
+        if not merged.unlocated and count in (found.created, found.unchanged):
             return
         first = batch.start.row_no + 1
         rows = await self._connection.fetch(self._sql.repeats, first, batch.gaps, list(inverted))

@@ -34,6 +34,7 @@ class MergeSql:
     inverted: str | None
     repeats: str
     create: str
+    same: str
     merge: str
     plan: str
 
@@ -52,6 +53,7 @@ def merge_sql(layout: Layout, *, creates_only: bool) -> MergeSql:
         inverted=_inverted() if has_both else None,
         repeats=_repeats(),
         create=_create(layout, newest),
+        same=_same(layout),
         merge=f"WITH {newest}, {judged(True)}, {_MERGED}",
         plan=f"WITH {newest}, {judged(False)}, {_PLANNED}",
     )
@@ -139,6 +141,33 @@ FROM newest n ORDER BY n.member_number
 """  # noqa: S608
 
 
+def _same(layout: Layout) -> str:
+    """Rows that say what is there already, noted as seen; a repeated one makes it fail.
+
+    $1 organisation  $2 import  $3 first row number  $4 gaps  $5, $6 changes of the import
+    """
+    equal = "".join(
+        f" AND m.{name} IS NOT DISTINCT FROM {_merged(name, layout)}" for name in _named(layout)
+    )
+    return f"""
+INSERT INTO import_seen (org_id, import_id, member_number, row_no, is_changed)
+SELECT $1, $2, n.member_number, $3::bigint + n.place + width_bucket(n.place, $4::bigint[]), false
+FROM ({_PLACED}) n
+CROSS JOIN LATERAL (
+    SELECT FROM members m
+    WHERE m.org_id = $1 AND m.member_number = n.member_number AND m.deleted_at IS NULL
+      AND m.change_id NOT BETWEEN $5 AND $6{equal}
+    OFFSET 0
+) k
+"""  # noqa: S608
+
+
+def _named(layout: Layout) -> list[str]:
+    """The columns of a member that the file fills."""
+    named = [name for name in COLUMNS if name in layout.fields]
+    return [*named, "attributes"] if layout.attribute_columns() else named
+
+
 def _judged(layout: Layout, creates_only: bool) -> Callable[[bool], str]:
     """What is to become of each row; the inner function's argument tells merging from planning."""
     values = {name: (_fresh(name, layout), _merged(name, layout)) for name in COLUMNS}
@@ -146,9 +175,7 @@ def _judged(layout: Layout, creates_only: bool) -> Callable[[bool], str]:
         f"CASE WHEN m.member_id IS NULL THEN {fresh} ELSE {merged} END AS {name}"
         for name, (fresh, merged) in values.items()
     )
-    named = [name for name in COLUMNS if name in layout.fields]
-    if layout.attribute_columns():
-        named.append("attributes")
+    named = _named(layout)
     differs = " OR ".join(f"j.{name} IS DISTINCT FROM j.old_{name}" for name in named) or "false"
     olds = ", ".join(f"m.{name} AS old_{name}" for name in named)
     existing = (
