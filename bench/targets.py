@@ -29,6 +29,14 @@ async def unary(given: Mapping[str, Any]) -> AsyncIterator[Call]:
 
 
 @asynccontextmanager
+async def several(given: Mapping[str, Any]) -> AsyncIterator[Call]:
+    """One request after another of `requests` (hex), otherwise as `unary`."""
+    requests = [bytes.fromhex(request) for request in given["requests"]]
+    async with _calls(given, lambda number: requests[number % len(requests)]) as call:
+        yield call
+
+
+@asynccontextmanager
 async def logins(given: Mapping[str, Any]) -> AsyncIterator[Call]:
     """Log-ins of one user after another: as `unary`, with `slug`, `emails` and `password`."""
     requests = [

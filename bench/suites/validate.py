@@ -60,14 +60,9 @@ def run(plan: Plan) -> Iterator[Figure]:
         reads.warm()
         reading = alternate({"hit": reads.warm, "miss": reads.miss}, rounds=rounds)
         batch = _batch({**tenant.bearer(Role.SYSTEM), **DEADLINE})
-        many = lambda: (
-            BATCH
-            * calls_per_cpu_s(  # noqa: E731
-                server.address, [server.pid], batch, calls=BATCH_CALLS
-            )
-        )
-        many()
-        batches = [many() for _ in range(rounds)]
+        per_cpu_s = side(server, batch, calls=BATCH_CALLS)
+        per_cpu_s()
+        batches = [BATCH * per_cpu_s() for _ in range(rounds)]
     yield figure(NAME, "warm_to_bare_echo", ratios(values["warm"], values["bare"]))
     yield figure(NAME, "miss_to_warm", ratios(reading["miss"], reading["hit"]))
     yield figure(NAME, "batch_per_cpu_s", batches)

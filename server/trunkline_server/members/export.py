@@ -7,6 +7,7 @@ still to come.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
 
@@ -19,8 +20,8 @@ from trunkline_server.members.errors import MemberFieldInvalid
 from trunkline_server.members.filters import Filter
 from trunkline_server.rpc.caller import caller
 
-# What an export holds in memory: a part, and its copy on the way out.
-PART_BYTES = 384 << 10
+# What an export holds in memory: one part on its way out, and the next one.
+PART_BYTES = 256 << 10
 PART_ROWS_FIRST = 500
 PART_ROWS_MIN, PART_ROWS_MAX = 20, 5_000
 MESSAGE_BYTES_MAX = 1 << 20
@@ -104,53 +105,83 @@ class Exporting:
         if not request.omit_header:
             header = (",".join(columns) + "\n").encode()
             yield pb.ExportMembersResponse(data=header, rows_sent=0)
-        sent, last, rows = 0, "", PART_ROWS_FIRST
-        while True:
-            part = _Part(rows)
-            async with self._db.tenant_tx(who.org_id) as tx:
-                end = await statement.copy(tx, last, part)
-            if end is None:
-                return
-            last = end
-            sent += part.rows
-            rows = part.next_rows()
-            for data in part.messages():
-                yield pb.ExportMembersResponse(data=data, rows_sent=sent)
+        sent = 0
+        parts = _Ahead(self._db, statement)
+        try:
+            while (part := await parts.next()) is not None:
+                sent += part.rows
+                for data in part.messages:
+                    yield pb.ExportMembersResponse(data=data, rows_sent=sent)
+        finally:
+            await parts.close()
+
+
+class _Ahead:
+    """Reads one part while the one before it is sent."""
+
+    def __init__(self, db: Database, statement: _Statement) -> None:
+        self._db = db
+        self._statement = statement
+        self._rows = PART_ROWS_FIRST
+        self._last: str | None = ""
+        self._task = asyncio.create_task(self._read())
+
+    async def next(self) -> _Part | None:
+        part = await self._task
+        if part is not None:
+            self._task = asyncio.create_task(self._read())
+        return part
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _read(self) -> _Part | None:
+        assert self._last is not None
+        part = _Part()
+        async with self._db.tenant_tx(self._statement.org_id) as tx:
+            self._last = await self._statement.copy(tx, self._last, self._rows, part)
+        if self._last is None:
+            return None
+        self._rows = part.next_rows(self._rows)
+        part.cut()
+        return part
 
 
 class _Part:
     """The CSV of a part, as PostgreSQL sent it."""
 
-    def __init__(self, rows_max: int) -> None:
-        self.rows_max = rows_max
+    def __init__(self) -> None:
         self.rows = 0
-        self._content = bytearray()
+        self.messages: list[bytes] = []
+        self._received: list[bytes] = []
 
     async def write(self, data: bytes) -> None:
-        self._content += data
+        self._received.append(data)
 
-    def next_rows(self) -> int:
+    def next_rows(self, asked: int) -> int:
         """How many rows of this kind make a part."""
         if not self.rows:
-            return self.rows_max
-        fitting = PART_BYTES * self.rows // max(len(self._content), 1)
+            return asked
+        fitting = PART_BYTES * self.rows // max(sum(map(len, self._received)), 1)
         return min(max(fitting, PART_ROWS_MIN), PART_ROWS_MAX)
 
-    def messages(self) -> list[bytes]:
-        """Cut between two rows. A line feed inside a quoted cell follows an open quote."""
-        content, messages, first = bytes(self._content), [], 0
-        self._content.clear()
+    def cut(self) -> None:
+        """Into messages, between two rows."""
+        content, first = b"".join(self._received), 0
+        self._received.clear()
         while len(content) - first > MESSAGE_BYTES_MAX:
             end = _row_end(content, first, first + MESSAGE_BYTES_MAX)
-            messages.append(content[first:end])
+            self.messages.append(content[first:end])
             first = end
         if first < len(content):
-            messages.append(content[first:])
-        return messages
+            self.messages.append(content[first:] if first else content)
 
 
 def _row_end(content: bytes, first: int, most: int) -> int:
-    """The end of the last whole row before `most`, or of the first row, however long."""
+    """A line feed inside a quoted cell has an odd number of quotes before it.
+
+    The end of the last whole row before `most`, or of the first row, however long."""
     end = content.rfind(b"\n", first, most) + 1
     while end and content.count(b'"', first, end) % 2:
         end = content.rfind(b"\n", first, end - 1) + 1
@@ -166,8 +197,7 @@ class _Statement:
     """The COPY of one export."""
 
     def __init__(self, org_id: UUID, columns: Sequence[str], wanted: Filter) -> None:
-        self._org_id = org_id
-        self._wanted = wanted
+        self.org_id = org_id
         self._sql = _PART.format(
             columns=", ".join(_expression(place, name) for place, name in enumerate(columns)),
             members=_PLAIN if wanted.import_id is None else _WITH_IMPORTS,
@@ -175,15 +205,15 @@ class _Statement:
         )
         self._arguments = () if wanted == _EVERYONE else wanted.arguments()
 
-    async def copy(self, tx: Connection, after: str, part: _Part) -> str | None:
+    async def copy(self, tx: Connection, after: str, rows: int, part: _Part) -> str | None:
         """Fills the part; where it ended, or None at the end of the members."""
-        found = await tx.fetchrow(_PART_END, self._org_id, after, part.rows_max)
+        found = await tx.fetchrow(_PART_END, self.org_id, after, rows)
         assert found is not None
         if not found["rows"]:
             return None
         status = await tx.copy_from_query(
             self._sql,
-            self._org_id,
+            self.org_id,
             after,
             found["last"],
             *self._arguments,

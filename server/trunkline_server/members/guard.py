@@ -183,7 +183,8 @@ def _place(number: str) -> tuple[str, int]:
 def _has_neighbour(place: tuple[str, int], recent: Iterable[tuple[str, int]]) -> bool:
     series, at = place
     first, last = at - NEIGHBOUR_DISTANCE_MAX, at + NEIGHBOUR_DISTANCE_MAX
-    for other, other_at in recent:  # any() over a generator would cost three times as much
+    # any() over a generator would cost three times as much.
+    for other, other_at in recent:  # noqa: SIM110
         if first <= other_at <= last and other == series:
             return True
     return False

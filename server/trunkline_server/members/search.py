@@ -22,7 +22,7 @@ from trunkline_server.members.filters import Filter
 from trunkline_server.members.rules import FieldRefused, NumberCase, NumberRules
 
 # The best this many are ranked; who gets more should ask more.
-CANDIDATES_MAX = 1_000
+CANDIDATES_MAX = 400
 SCORED_MAX = 300
 NEAR_WORDS_MAX = 40
 TYPO_CHARS_MIN = 4
@@ -293,10 +293,8 @@ FROM (
     JOIN members m ON m.org_id = $1 AND m.member_id = hit.member_id
     LEFT JOIN member_changes c ON c.org_id = $1 AND c.change_id = m.change_id
 ) v
-WHERE ($5::float8 IS NULL OR v.score < $5::float8
-       OR (v.score = $5::float8 AND v.member_id > $6::uuid))
-  AND {filters.conditions(8)}
-ORDER BY v.score DESC, v.member_id LIMIT $7
+WHERE {filters.conditions(6)}
+ORDER BY v.score DESC, v.member_id LIMIT $5
 """  # noqa: S608 - made of constants
 
 
@@ -308,17 +306,30 @@ async def _rows(
     position: Sequence[Any] | None,
     limit: int,
 ) -> list[Record]:
-    score, member_id = (position[0], UUID(position[1])) if position else (None, None)
-    # In the order of the pages, so that only a filter can make the database read more than one.
-    best = sorted(hits.by_id.items(), key=lambda item: (-item[1].score, item[0].bytes))
-    return await tx.fetch(
-        _ROWS,
-        org_id,
-        [found for found, _ in best],
-        [hit.score for _, hit in best],
-        [hit.field for _, hit in best],
-        score,
-        member_id,
-        limit,
-        *wanted.arguments(),
-    )
+    best = [
+        item
+        for item in sorted(hits.by_id.items(), key=_rank)
+        if position is None or _rank(item) > (-position[0], UUID(position[1]).bytes)
+    ]
+    rows: list[Record] = []
+    # A page's worth at a time: only a filter makes a second time necessary.
+    some = limit + limit // 2
+    for first in range(0, len(best), some):
+        part = best[first : first + some]
+        rows += await tx.fetch(
+            _ROWS,
+            org_id,
+            [member_id for member_id, _ in part],
+            [hit.score for _, hit in part],
+            [hit.field for _, hit in part],
+            limit - len(rows),
+            *wanted.arguments(),
+        )
+        if len(rows) >= limit:
+            break
+    return rows
+
+
+def _rank(item: tuple[UUID, Hit]) -> tuple[float, bytes]:
+    """The order of the pages: the database's own."""
+    return -item[1].score, item[0].bytes

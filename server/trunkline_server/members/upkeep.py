@@ -1,4 +1,4 @@
-"""What the worker does for members: index what imports wrote, purge, forget what is kept no more."""
+"""What the worker does for members: index what imports wrote, purge, forget what has aged."""
 
 from __future__ import annotations
 
