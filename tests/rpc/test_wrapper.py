@@ -260,9 +260,9 @@ async def test_every_kind_of_method_answers(house: House, name: str) -> None:
         "Recite": ["hi0", "hi1", "hi2"],
         "Talk": ["HI"],
     }[name]
+    await house.wrapper.inflight.wait_idle()
     assert house.steps.codes == [0]
     assert house.steps.released == [True]
-    assert house.wrapper.inflight.count == 0
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -285,8 +285,9 @@ async def test_nothing_a_handler_raises_reaches_the_client_as_text(
     assert details(caught.value)["ErrorInfo"].reason == reason
     assert details(caught.value)["ErrorInfo"].domain == "trunkline"
     assert "Canary" not in str(caught.value) + repr(details(caught.value))
+    # The status is out before the call has left.
+    await house.wrapper.inflight.wait_idle()
     assert house.steps.codes == [code.value[0]]
-    assert house.wrapper.inflight.count == 0
 
 
 async def test_an_incident_id_leads_to_the_journal(house: House) -> None:
