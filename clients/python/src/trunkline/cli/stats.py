@@ -1,12 +1,14 @@
-"""stats query | overview | metrics | export."""
+"""stats query | plot | overview | metrics | export."""
 
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import click
 
 from trunkline._shared.enums import names_of
 from trunkline.api.stats.v1 import stats_service_pb2 as pb
+from trunkline.cli import plot as drawing
 from trunkline.cli.app import Setup, pass_setup
 from trunkline.cli.output import emit, emit_one, local, output_option
 
@@ -84,9 +86,7 @@ def query(
         for point in series.points:
             values = [f"{v.value:g}" if v.HasField("value") else "" for v in point.values]
             click.echo(separator.join((local(point.start_time), *keys, *values)))
-    finality = found.finality
-    late = f"{finality.late_events} late events, revision {finality.revision}"
-    click.echo(f"{'final' if finality.is_final else 'not final'}: {late}", err=True)
+    click.echo(_finality(found.finality), err=True)
 
 
 @stats.command()
@@ -111,12 +111,79 @@ def export(
 
 
 @stats.command()
+@_range
+@click.option("--value", default="", help="Which of the metric's values. Default: the first.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Write an SVG file in its place.")
+@pass_setup
+def plot(
+    setup: Setup,
+    metric: str,
+    from_time: datetime | None,
+    to_time: datetime | None,
+    interval: str,
+    time_zone: str,
+    group_by: tuple[str, ...],
+    value: str,
+    svg: Path | None,
+) -> None:
+    """Draw METRIC over time."""
+    start, end = _times(from_time, to_time)
+    with setup.client() as client:
+        units = {(m.metric, v.name): v.unit for m in client.stats.metrics() for v in m.values}
+        found = client.stats.query(
+            metric, start, end, interval=interval, time_zone=time_zone, group_by=group_by,
+            values=[value] if value else (),
+        )  # fmt: skip
+    chart = _chart(found, metric, units)
+    if svg is None:
+        click.echo(drawing.terminal(chart))
+    else:
+        svg.write_text(drawing.svg(chart), encoding="utf-8")
+        click.echo(f"wrote {svg}", err=True)
+
+
+def _chart(
+    found: pb.QueryStatsResponse, metric: str, units: dict[tuple[str, str], str]
+) -> drawing.Chart:
+    """The first value of each series."""
+    name = found.value_names[0]
+    points = [[p.values[0] for p in series.points] for series in found.series]
+    unit = units.get((metric, name), "1")
+    return drawing.Chart(
+        title=f"{metric}: {name}",
+        unit="count" if unit == "1" else unit,
+        times=[local(p.start_time) for p in found.series[0].points] if found.series else [],
+        lines=[
+            drawing.Line(
+                ", ".join(key.display_name or key.value or "-" for key in series.keys),
+                [v.value if v.HasField("value") else None for v in values],
+            )
+            for series, values in zip(found.series, points, strict=True)
+        ],
+        note=_finality(found.finality),
+    )
+
+
+def _finality(finality: pb.Finality) -> str:
+    pending = f", {finality.hours_pending} hours pending" if finality.hours_pending else ""
+    late = f"{finality.late_events} late events, revision {finality.revision}"
+    return f"{'final' if finality.is_final else 'not final'}: {late}{pending}"
+
+
+@stats.command()
+@click.option("--watch", is_flag=True, help="Show them again each time they change.")
 @output_option
 @pass_setup
-def overview(setup: Setup, output: str) -> None:
+def overview(setup: Setup, output: str, watch: bool) -> None:
     """Show today's main numbers."""
     with setup.client() as client:
-        emit_one(client.stats.overview(), _OVERVIEW, output)
+        if not watch:
+            emit_one(client.stats.overview(), _OVERVIEW, output)
+            return
+        for seen in client.stats.watch_overview():
+            if output == "table" and sys.stdout.isatty():
+                click.clear()
+            emit_one(seen, _OVERVIEW, output)
 
 
 @stats.command()
