@@ -1,9 +1,10 @@
-"""Imports without the upload: a file's bytes put where the upload would, and a runner to work them."""
+"""Imports without the upload: bytes put where it would put them, and a runner to work them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import zlib
 from collections.abc import AsyncIterator, Sequence
@@ -56,8 +57,7 @@ async def make_org(connection: asyncpg.Connection, slug: str = "acme", **quotas:
 def pieces(content: bytes, cuts: Sequence[int] = ()) -> list[bytes]:
     """Cut at these offsets, or every CHUNK_BYTES."""
     borders = [0, *(cuts or range(CHUNK_BYTES, len(content), CHUNK_BYTES)), len(content)]
-    pairs = zip(borders, borders[1:], strict=False)
-    return [content[a:b] for a, b in pairs if a < b]
+    return [content[a:b] for a, b in itertools.pairwise(borders) if a < b]
 
 
 async def put(

@@ -238,7 +238,6 @@ SELECT count(*) FILTER (WHERE verdict = 'CREATE' AND NOT was_changed) AS created
                WHERE verdict IN ('CREATE', 'UPDATE') AND is_seen AND NOT was_changed
            ) AS unchanged,
        count(*) FILTER (WHERE verdict IN ('CREATE', 'UPDATE', 'REPLACE')) AS written,
-       count(*) FILTER (WHERE verdict IN ('UPDATE', 'REPLACE')) AS to_change,
        count(*) AS members,
        array_agg(prior_row_no) FILTER (
            WHERE prior_row_no < new_row_no
@@ -279,6 +278,7 @@ _MERGED = f"""created AS (
     SET row_no = EXCLUDED.row_no, is_changed = e.is_changed OR EXCLUDED.is_changed
 )
 {_TOLD}
+       count(*) FILTER (WHERE verdict IN ('UPDATE', 'REPLACE')) AS to_change,
        (SELECT count(*) FROM changed) AS changed
 FROM judged
 """  # noqa: S608
@@ -302,6 +302,7 @@ _PLANNED = f"""planned AS (
     RETURNING 1
 )
 {_TOLD}
+       count(*) FILTER (WHERE is_seen AND {_PLAN_VERDICTS}) AS to_change,
        (SELECT count(*) FROM changed) AS changed
-FROM judged
+FROM judged n
 """  # noqa: S608

@@ -59,7 +59,12 @@ WITH touched AS MATERIALIZED (
     DELETE FROM members m USING judged j
     WHERE m.org_id = $1 AND m.member_id = j.member_id AND m.version = j.version
       AND j.verdict = 'DELETE'
-    RETURNING 1
+    RETURNING m.member_id, m.member_number
+), buried AS (
+    INSERT INTO member_tombstones (org_id, change_id, member_id, member_number)
+    SELECT $1, $4, g.member_id, g.member_number FROM gone g
+), unindexed AS (
+    DELETE FROM member_search s USING gone g WHERE s.org_id = $1 AND s.member_id = g.member_id
 ), kept AS (
     INSERT INTO member_history (org_id, {IMAGE}, superseded_by)
     SELECT $1, {", ".join(f"m.{c}" for c in IMAGE.split(", "))}, $4
