@@ -161,7 +161,7 @@ async def test_a_validation_of_a_past_day_is_answered_from_history(desk: Desk) -
         reply = await desk.validate("M-1", as_of=day)
         assert (day, reasons(reply)) == (day, expected)
         assert reply.validation.as_of == day
-    get = {"member_id": member.member_id}
+    get: dict[str, Any] = {"member_id": member.member_id}
     then = await desk.get(**get, as_of_time=today - timedelta(days=7))
     assert (then.status, then.version) == (pb.MEMBER_STATUS_SUSPENDED, 1)
     assert (await desk.get(**get, as_of_time=today - timedelta(days=1))).version == 2

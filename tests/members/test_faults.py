@@ -49,7 +49,7 @@ async def test_validation_goes_on_without_one_failure_while_valkey_is_killed(
         desk = Desk(started.channel, await started.org("north"), database_url)
         for number in range(20):
             await desk.create(f"M-{number}")
-        decisions = []
+        decisions: list[str] = []
         until = time.monotonic() + 2.5
         killed = False
         while time.monotonic() < until:

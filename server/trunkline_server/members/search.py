@@ -7,6 +7,7 @@ found among the words that do.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import re
@@ -232,6 +233,14 @@ SELECT member_id, score, field FROM members_by_codes($1, $2, $3, $4, $5, $6, $7,
 
 
 async def _by_codes(tx: Executor, org_id: UUID, asked: Asked, hits: Hits) -> None:
+    """Typing errors are looked for only where there is nothing as it stands."""
+    as_it_stands = dataclasses.replace(asked, numbers=(), emails=(), phones=())
+    await _by_these_codes(tx, org_id, as_it_stands, hits)
+    if not hits.by_id:
+        await _by_these_codes(tx, org_id, asked, hits)
+
+
+async def _by_these_codes(tx: Executor, org_id: UUID, asked: Asked, hits: Hits) -> None:
     for row in await tx.fetch(
         _BY_CODES, org_id, asked.number, asked.numbers, asked.email, asked.emails, asked.phone,
         asked.phones, CANDIDATES_MAX,
