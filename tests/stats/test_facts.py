@@ -42,7 +42,10 @@ async def test_log_ins_are_counted_and_refused_ones_too(
     stub = IdentityServiceStub(server.channel)
     await stub.CreateUser(
         identity_pb.CreateUserRequest(
-            email="ann@acme.example", display_name="Ann", role=policy_pb2.ROLE_AGENT, password=PASSWORD
+            email="ann@acme.example",
+            display_name="Ann",
+            role=policy_pb2.ROLE_AGENT,
+            password=PASSWORD,
         ),
         metadata=stats.as_(Role.ADMIN),
     )

@@ -39,6 +39,8 @@ HINTED_MAX = 100_000
 WATCH_SIGN_S = 20.0
 WATCH_POLL_S = 5.0
 PACE_S_MAX = 1.0
+# Each waits for a lock as long as any statement may: one second.
+LOCK_TRIES = 5
 # Points read at a time for an export: what it keeps in memory.
 EXPORT_POINTS = 20_000
 
@@ -96,7 +98,7 @@ class StatsService:
 
         async def record(events: Sequence[pb.Event]) -> Batch:
             await self._pace(who, len(events))
-            return await self._record(who, events)
+            return await self._record_patiently(who, events)
 
         draining = asyncio.Event()
         forget = self._drain.on_goaway(draining.set)
@@ -119,6 +121,15 @@ class StatsService:
         if new is None or new:
             self._hint(who.org_id)
         return batch
+
+    async def _record_patiently(self, who: Caller, events: Sequence[pb.Event]) -> Batch:
+        """The other lane, or another caller, may be writing the same events at this moment."""
+        for _ in range(LOCK_TRIES - 1):
+            try:
+                return await self._record(who, events)
+            except asyncpg.LockNotAvailableError:
+                continue
+        return await self._record(who, events)
 
     async def _pace(self, who: Caller, count: int) -> None:
         """A stream over its quota is slowed down, not refused."""

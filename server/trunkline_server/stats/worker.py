@@ -35,6 +35,7 @@ ORGS_AT_ONCE = 10_000
 PAUSE_S = 3.0
 PAUSE_WATCHED_S = 1.0
 PAUSE_FACTOR = 10
+IDLE_PAUSE_S_MAX = 10.0
 # Watchers say that they are there every 20 s.
 WATCHED_S = 60.0
 # A roll-up that found nothing this often ends; the next event makes another.
@@ -100,6 +101,8 @@ class RollUps:
             return Done()
         self._idle_rounds[org_id] = idle
         pause_s = PAUSE_WATCHED_S if self.watched(org_id) else PAUSE_S
+        # Nothing to do for a while: looked at ever less often, though somebody watches.
+        pause_s = min(pause_s * 2.0 ** max(0, idle - 1), IDLE_PAUSE_S_MAX)
         return Yield(after_s=max(pause_s, took_s * PAUSE_FACTOR))
 
     async def _tell(self, org_id: UUID) -> None:
