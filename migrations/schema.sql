@@ -472,11 +472,14 @@ CREATE FUNCTION public.member_word_shorter(p_org uuid, p_word text) RETURNS bigi
 CREATE FUNCTION public.member_words_like(p_org uuid, p_text text) RETURNS TABLE(asked text, word text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public'
+    SET enable_seqscan TO 'off'
     AS $$
 DECLARE
     wanted text;
+    keys bigint[];
 BEGIN
     FOREACH wanted IN ARRAY (member_name_words(p_text, ''))[1:6] LOOP
+        keys := member_word_shorter(p_org, wanted);
         RETURN QUERY SELECT wanted, NULL::text;
         RETURN QUERY
             SELECT wanted, w.word FROM member_words w
@@ -484,9 +487,12 @@ BEGIN
               AND w.word < (wanted || U&'\+10FFFF') COLLATE "C"
             ORDER BY w.word LIMIT 40;
         RETURN QUERY
-            SELECT wanted, w.word FROM member_words w
-            WHERE w.org_id = p_org AND w.shorter && member_word_shorter(p_org, wanted)
-            LIMIT 60;
+            SELECT wanted, near.word
+            FROM (
+                SELECT w.org_id, w.word FROM member_words w
+                WHERE w.shorter && keys LIMIT 60
+            ) AS near
+            WHERE near.org_id = p_org;
     END LOOP;
 END
 $$;
@@ -545,11 +551,12 @@ $$;
 CREATE FUNCTION public.members_by_exact_words(p_org uuid, p_terms bigint[], p_limit integer) RETURNS TABLE(member_id uuid)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public'
+    SET enable_seqscan TO 'off'
     AS $_$
 BEGIN
     RETURN QUERY EXECUTE
-        'SELECT s.member_id FROM member_search s'
-        ' WHERE s.org_id = $1 AND s.terms @> $2 LIMIT $3'
+        'SELECT s.member_id FROM (SELECT s.org_id, s.member_id FROM member_search s'
+        '  WHERE s.terms @> $2 LIMIT $3) AS s WHERE s.org_id = $1'
         USING p_org, p_terms, p_limit;
 END
 $_$;
@@ -573,6 +580,7 @@ $$;
 CREATE FUNCTION public.members_by_words(p_org uuid, p_terms bigint[], p_tokens integer[], p_weights double precision[], p_limit integer) RETURNS TABLE(member_id uuid, score double precision)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public'
+    SET enable_seqscan TO 'off'
     AS $_$
 DECLARE
     conditions text := '';
@@ -591,8 +599,8 @@ BEGIN
         'SELECT s.member_id, (SELECT avg(best.weight) FROM ('
         ' SELECT max(q.weight) AS weight FROM unnest($2, $3, $4) AS q (term, no, weight)'
         ' WHERE q.term = ANY (s.terms) GROUP BY q.no) AS best)'
-        ' FROM (SELECT member_id, terms FROM member_search'
-        '       AS s WHERE s.org_id = $1%s LIMIT $5) AS s',
+        ' FROM (SELECT s.org_id, s.member_id, s.terms FROM member_search s'
+        '       WHERE true%s LIMIT $5) AS s WHERE s.org_id = $1',
         conditions
     ) USING p_org, p_terms, p_tokens, p_weights, p_limit;
 END
