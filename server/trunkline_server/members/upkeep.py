@@ -27,7 +27,19 @@ TOMBSTONES_KEPT = timedelta(days=90)
 
 SCHEDULES = (Schedule(INDEX_MEMBERS, INDEX_EVERY), Schedule(PURGE_MEMBERS, PURGE_EVERY))
 
-_TO_INDEX = "SELECT org_id, seq FROM orgs_to_index()"
+# While an import runs the search waits for its end: both together would only take longer.
+_TO_INDEX = """
+SELECT b.org_id, b.seq FROM orgs_to_index() b
+WHERE NOT EXISTS (
+    SELECT FROM jobs j
+    WHERE j.org_id = b.org_id AND j.state = 'RUNNING' AND j.kind = 'imports.run'
+)
+"""
+_IS_IMPORTING = """
+SELECT EXISTS (
+    SELECT FROM jobs WHERE org_id = $1 AND state = 'RUNNING' AND kind = 'imports.run'
+)
+"""
 _UNINDEXED = """
 SELECT change_id, seq FROM member_changes
 WHERE org_id = $1 AND seq > $2 ORDER BY seq LIMIT $3
@@ -60,6 +72,8 @@ async def _index_some(db: Database, org_id: UUID, after: int, lease: Lease) -> i
     for change in changes:
         async with db.tenant_tx(org_id) as tx:
             await lease.fence(tx)
+            if await tx.fetchval(_IS_IMPORTING, org_id):
+                return None
             await tx.execute(_INDEX, org_id, change["change_id"])
             await tx.execute(_UNINDEX, org_id, change["change_id"])
             await tx.execute(_INDEXED, org_id, change["seq"])
