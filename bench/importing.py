@@ -1,4 +1,4 @@
-"""Files for imports, and the ways their rows can get into the table: ours, and what it is held to."""
+"""Files for imports, and the ways their rows get into the table: ours, and what it is held to."""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -60,13 +62,13 @@ async def test_rows_become_members(
 async def run(
     connection: asyncpg.Connection,
     urls: tuple[str, str],
-    org: object,
+    org: UUID,
     content: bytes,
     spec: pb.ImportSpec | None = None,
     **given: int,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     async with w.working(*urls, **given):  # type: ignore[arg-type]
-        import_id = await w.put(connection, org, content, spec)  # type: ignore[arg-type]
+        import_id = await w.put(connection, org, content, spec)
         return await w.ended(connection, import_id)
 
 

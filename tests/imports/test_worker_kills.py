@@ -224,7 +224,7 @@ async def _frozen_then_woken(connection: asyncpg.Connection, urls: tuple[str, st
                 await go_on.wait()
             await fence(self, tx)  # type: ignore[arg-type]
 
-        Lease.fence = late  # type: ignore[method-assign,assignment]
+        Lease.fence = late  # type: ignore[method-assign]
         try:
             await reached.wait()
             await connection.execute(
