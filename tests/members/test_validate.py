@@ -159,6 +159,7 @@ async def test_a_mixed_batch_answers_each(desk: Desk) -> None:
         pb.MemberQuery(key="good", member_number="M-2"),
         pb.MemberQuery(key="nobody", member_number="M-404"),
         pb.MemberQuery(key="k" * 65, member_number="M-1"),
+        pb.MemberQuery(key="nul", member_number="M\x00-1"),
     ]
     for consistency in (pb.CONSISTENCY_CACHED, pb.CONSISTENCY_FRESH, pb.CONSISTENCY_CACHED):
         reply = await desk.call(
@@ -175,7 +176,7 @@ async def test_a_mixed_batch_answers_each(desk: Desk) -> None:
         assert told == [
             "ELIGIBLE", (invalid, ["member_number"]), "NOT_ELIGIBLE",
             (invalid, ["member_number"]), "NEEDS_CHECK", (invalid, ["as_of"]), (invalid, []),
-            "NOT_FOUND", (invalid, ["key"]),
+            "NOT_FOUND", (invalid, ["key"]), (invalid, ["member_number"]),
         ]  # fmt: skip
         assert [a.key for a in reply.answers][:3] == ["good", "long", ""]
 

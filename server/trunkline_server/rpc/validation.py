@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Protocol, cast
 
+from buf.validate import validate_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from protovalidate import Validator, Violation
@@ -109,10 +110,16 @@ def _nul_fields(message: Message, prefix: str) -> Iterator[str]:
         elif field.type == _STRING:
             if _NUL in value if isinstance(value, str) else any(_NUL in item for item in value):
                 yield path
-        elif field.type == _MESSAGE:
+        elif field.type == _MESSAGE and not _is_checked_later(field):
             children = [value] if isinstance(value, Message) else value
             for child in children:
                 yield from _nul_fields(child, f"{path}.")
+
+
+def _is_checked_later(field: FieldDescriptor) -> bool:
+    """An item that the contract leaves to the handler gets its own error."""
+    rules = field.GetOptions().Extensions[validate_pb2.field]
+    return validate_pb2.IGNORE_ALWAYS in (rules.ignore, rules.repeated.items.ignore)
 
 
 def _has_nul(part: object) -> bool:
