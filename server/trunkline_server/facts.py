@@ -45,7 +45,11 @@ class Fact:
 
 @dataclass(slots=True)
 class Columns:
-    """Events as columns, which is how they travel. Times are microseconds since 1970."""
+    """Events as columns, which is how they travel. Times are microseconds since 1970.
+
+    `kinds` may hold the one kind that all are of, and `attributes` nothing where no event has any:
+    unnest fills what is missing up with NULL.
+    """
 
     event_ids: Sequence[UUID | str]
     kinds: Sequence[str]
@@ -64,8 +68,9 @@ class Columns:
 # `inserted` alone is marked, so a retry costs the look-ups of its keys and leaves nothing.
 _APPEND = """
 WITH given AS (
-    SELECT event_id, kind, timestamptz 'epoch' + occurred_us * interval '1 microsecond'
-           AS occurred_at, agent_id, duration_us, outcome, quantity, attributes
+    SELECT event_id, coalesce(kind, ($3::text[])[1]) AS kind,
+           timestamptz 'epoch' + occurred_us * interval '1 microsecond' AS occurred_at,
+           agent_id, duration_us, outcome, quantity, attributes
     FROM unnest($2::uuid[], $3::text[], $4::bigint[], $5::uuid[], $6::bigint[], $7::text[],
                 $8::bigint[], $9::jsonb[])
         AS g (event_id, kind, occurred_us, agent_id, duration_us, outcome, quantity, attributes)
@@ -84,13 +89,34 @@ WITH given AS (
     SELECT $1, date_trunc('hour', occurred_at, 'UTC'), kind, $10 FROM inserted GROUP BY 2, 3
 )
 SELECT count(*) AS inserted,
-       CASE WHEN count(*) < $11 THEN array_agg(event_id::text) END AS event_ids
+       CASE WHEN count(*) < $11 THEN array_agg(event_id::text) END AS event_ids,
+       CASE WHEN count(*) < $11 THEN (
+           SELECT array_agg(
+               CASE WHEN (e.kind, e.occurred_at, e.agent_id, e.duration_us, e.outcome, e.quantity,
+                          e.attributes)
+                   IS DISTINCT FROM (g.kind, g.occurred_at, g.agent_id, g.duration_us, g.outcome,
+                                     g.quantity, g.attributes)
+                   THEN g.event_id::text END
+           )
+           FROM given g JOIN events e ON e.org_id = $1 AND e.event_id = g.event_id
+               AND e.occurred_on = (g.occurred_at AT TIME ZONE 'UTC')::date
+       ) END AS met
 FROM inserted
 """
 
 
-async def insert(tx: Executor, org_id: UUID, columns: Columns) -> set[str] | None:
-    """The ids that were new, or None when all were. Rows in the order of their ids.
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """Ids as they were given. `new` is None when all were."""
+
+    new: set[str] | None
+    conflicting: frozenset[str] = frozenset()
+    # Another transaction was quicker by a moment: what it wrote was not to be compared yet.
+    unseen: bool = False
+
+
+async def insert(tx: Executor, org_id: UUID, columns: Columns) -> Inserted:
+    """Inserts what is not there, and compares the rest. Rows in the order of their ids.
 
     Two transactions that send the same events must meet them in the same order, or they would
     wait for each other in a ring.
@@ -110,7 +136,14 @@ async def insert(tx: Executor, org_id: UUID, columns: Columns) -> set[str] | Non
         len(columns),
     )
     assert row is not None
-    return None if row["inserted"] == len(columns) else set(row["event_ids"] or ())
+    if row["inserted"] == len(columns):
+        return Inserted(None)
+    met = row["met"] or ()
+    return Inserted(
+        set(row["event_ids"] or ()),
+        frozenset(event_id for event_id in met if event_id is not None),
+        unseen=row["inserted"] + len(met) < len(columns),
+    )
 
 
 async def append(tx: Executor, org_id: UUID, facts: Sequence[Fact]) -> None:
@@ -129,7 +162,7 @@ async def append(tx: Executor, org_id: UUID, facts: Sequence[Fact]) -> None:
             [None] * len(ordered),
             [fact.outcome for fact in ordered],
             [fact.quantity for fact in ordered],
-            [None] * len(ordered),
+            [],
         ),
     )
 

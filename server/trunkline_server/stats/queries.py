@@ -30,8 +30,9 @@ JOIN events e ON e.org_id = $1 AND e.event_id = g.event_id
     )::date
 WHERE (e.kind, e.occurred_at, e.agent_id, e.duration_us, e.outcome, e.quantity, e.attributes)
     IS DISTINCT FROM (
-        g.kind, timestamptz 'epoch' + g.occurred_us * interval '1 microsecond', g.agent_id,
-        g.duration_us, g.outcome, g.quantity, g.attributes
+        coalesce(g.kind, ($3::text[])[1]),
+        timestamptz 'epoch' + g.occurred_us * interval '1 microsecond',
+        g.agent_id, g.duration_us, g.outcome, g.quantity, g.attributes
     )
 """
 

@@ -183,8 +183,7 @@ def _sound(events: Sequence[pb.Event], who: Caller, now: datetime) -> Batch | No
     if agents is None:
         return None
     columns = Columns(
-        ids, ["CALL"] * count, occurred_us, agents, durations_us, outcomes, quantities,
-        [None] * count,
+        ids, ["CALL"], occurred_us, agents, durations_us, outcomes, quantities, []
     )  # fmt: skip
     statuses = [pb.EVENT_STATUS_UNSPECIFIED] * count
     places = sorted(range(count), key=ids.__getitem__)
@@ -253,11 +252,11 @@ def _fill(batch: Batch, first: dict[str, tuple[int, _Content]]) -> None:
     contents = [content for _, (_, content) in rows]
     batch.columns = Columns(
         event_ids=[event_id for event_id, _ in rows],
-        kinds=["CALL"] * len(rows),
+        kinds=["CALL"],
         occurred_us=[content[0] for content in contents],
         agent_ids=[content[1] for content in contents],
         durations_us=[content[2] for content in contents],
         outcomes=[content[3] for content in contents],
         quantities=[content[4] for content in contents],
-        attributes=[content[5] for content in contents],
+        attributes=[c[5] for c in contents] if any(c[5] for c in contents) else [],
     )

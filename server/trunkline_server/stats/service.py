@@ -113,12 +113,12 @@ class StatsService:
             batch.settle(None, set())
             return batch
         async with self._db.tenant_tx(who.org_id) as tx:
-            new = await facts.insert(tx, who.org_id, batch.columns)
-            conflicts: set[str] = set()
-            if new is not None:
-                conflicts = await queries.conflicting(tx, who.org_id, batch.columns) - new
-        batch.settle(new, conflicts)
-        if new is None or new:
+            done = await facts.insert(tx, who.org_id, batch.columns)
+            conflicting = set(done.conflicting)
+            if done.unseen:
+                conflicting = await queries.conflicting(tx, who.org_id, batch.columns)
+        batch.settle(done.new, conflicting - (done.new or set()))
+        if done.new is None or done.new:
             self._hint(who.org_id)
         return batch
 
