@@ -92,6 +92,8 @@ class Imports(ImportServiceServicer):
         # From so many bytes on the server is away.
         self.down_from_bytes: int | None = None
         self.reject_rows = 0
+        # Creates imports, and does not say so.
+        self.loses_creations = False
         self.stored_something = asyncio.Event()
         self._by_request: dict[str, str] = {}
 
@@ -106,6 +108,8 @@ class Imports(ImportServiceServicer):
         self.calls["CreateImport"] += 1
         import_id = self._by_request.setdefault(request.request_id, str(uuid.uuid4()))
         held = self.held.setdefault(import_id, Held(import_id, request.spec))
+        if self.loses_creations:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         reply = pb.CreateImportResponse(upload=held.upload())
         getattr(reply, "import").CopyFrom(held.message())
         return reply

@@ -20,6 +20,7 @@ from trunkline import (
     Interrupted,
     Invalid,
     JournalError,
+    Unavailable,
 )
 from trunkline.types import Progress
 
@@ -133,6 +134,31 @@ def test_what_stopped_is_continued_by_the_next_process(
     assert staged.imports.calls["CreateImport"] == 1
     assert staged.imports.resent_bytes == 0
     assert not journal.exists()
+
+
+def test_a_creation_nobody_heard_of_is_found_again(
+    client: Client, staged: Stage, roster: Path
+) -> None:
+    staged.imports.loses_creations = True
+    with pytest.raises(Unavailable):
+        client.imports.upload(roster)
+    staged.imports.loses_creations = False
+    client.imports.upload(roster)
+    assert bytes(staged.imports.only.stored) == roster.read_bytes()
+    assert journals(roster) == []
+
+
+def test_a_file_may_change_before_any_of_it_was_sent(
+    client: Client, staged: Stage, roster: Path
+) -> None:
+    staged.imports.loses_creations = True
+    with pytest.raises(Unavailable):
+        client.imports.upload(roster)
+    staged.imports.loses_creations = False
+    with roster.open("a") as file:
+        file.write("A-99999,Later\n")
+    job = client.imports.upload(roster)
+    assert bytes(staged.imports.held[job.import_id].stored) == roster.read_bytes()
 
 
 def test_another_content_is_never_mixed_in(client: Client, staged: Stage, roster: Path) -> None:

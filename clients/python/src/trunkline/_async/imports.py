@@ -11,6 +11,7 @@ from trunkline._async.pages import AsyncPager
 from trunkline._async.session import AsyncSession
 from trunkline._async.uploads import (
     GIVE_UP_AFTER_S,
+    PASSING,
     AsyncUpload,
     import_of,
 )
@@ -174,6 +175,8 @@ class AsyncImports:
         give_up_after_s: float,
     ) -> pb.Import:
         entry = log.read() if resume else None
+        if entry is not None and not entry.import_id and entry.identity != source.identity:
+            entry = None  # nothing of the other content was sent
         begun: pb.Upload | pb.Import | None = None
         if entry is not None:
             log.check(entry, source.identity)
@@ -221,6 +224,8 @@ class AsyncImports:
             log.write(Entry(request_id, "", source.identity))
         try:
             created = await self._create(pb.CreateImportRequest(request_id=request_id, spec=spec))
+        except PASSING:
+            raise  # the import may be there: the journal's request id finds it again
         except Exception:
             log.remove()
             raise

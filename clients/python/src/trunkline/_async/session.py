@@ -42,6 +42,7 @@ class AsyncSession:
         self._login = login
         self._tokens = tokens
         self._channels: list[grpc.aio.Channel] = []
+        self.closed = False
         self._calls = count(1)
         self._calls_prefix = os.urandom(6).hex()
 
@@ -84,6 +85,7 @@ class AsyncSession:
         return Methods(self, service)
 
     async def close(self) -> None:
+        self.closed = True
         for channel in self._channels:
             await channel.close()
 
@@ -170,6 +172,11 @@ class AsyncServerStream(Generic[Request, Reply]):
         self._session = session
         self._method = method
         self._deadline_s = max_deadline_s(descriptor)
+
+    @property
+    def closed(self) -> bool:
+        """Whether its client was closed, which ends calls like a server that goes."""
+        return self._session.closed
 
     async def __call__(
         self, request: Request, timeout_s: float | None = None

@@ -10,6 +10,7 @@ from trunkline._shared import reading_async as reading
 from trunkline._shared import tasks_async as tasks
 from trunkline._shared.backoff import Backoff
 from trunkline._shared.contract import max_deadline_s
+from trunkline._shared.credentials import Metadata
 from trunkline._shared.duplex_async import AsyncDuplex
 from trunkline._shared.enums import name_of
 from trunkline._shared.progress import Progress
@@ -41,7 +42,7 @@ CHECK_EACH_BYTES = 64 << 20
 
 _UPLOAD = pb.DESCRIPTOR.services_by_name["ImportService"].methods_by_name["UploadImport"]
 _TIMEOUT_S = max_deadline_s(_UPLOAD)
-_PASSING = (Unavailable, DeadlineExceeded, ServerError, Cancelled)
+PASSING = (Unavailable, DeadlineExceeded, ServerError, Cancelled)
 _OTHER_CONTENT = frozenset(
     {reason_pb2.REASON_IMPORT_CONTENT_DIFFERS, reason_pb2.REASON_IMPORT_SIZE_MISMATCH}
 )
@@ -54,6 +55,15 @@ class _Reopen(Exception):
         super().__init__()
         self.after_s = after_s
         self.cause = cause
+
+
+def _reopened(error: TrunklineError) -> Exception:
+    """What an error means for the upload: another stream, or its end."""
+    if isinstance(error, RateLimited) and error.retry_after_s is None:
+        return error
+    if isinstance(error, (*PASSING, RateLimited)):
+        return _Reopen(error.retry_after_s or 0.0, error)
+    return error
 
 
 class AsyncUpload:
@@ -112,7 +122,10 @@ class AsyncUpload:
         )
 
     async def _one_stream(self) -> pb.Import:
-        metadata = await self._session.metadata()
+        try:
+            metadata = await self._session.metadata()
+        except TrunklineError as error:
+            raise _reopened(error) from error
         stub: stubs.ImportServiceAsyncStub
         stub = stubs.ImportServiceStub(self._session.upload_channel)
         try:
@@ -122,13 +135,15 @@ class AsyncUpload:
             raise _Reopen(0.0, Unavailable("The server fell silent.")) from None
         except grpc.RpcError as error:
             found = from_grpc(error, self._session.target.address)
-        if isinstance(found, Unauthenticated) and await self._session.auth.renew(metadata):
+        if isinstance(found, Unauthenticated) and await self._renewed(metadata):
             raise _Reopen(0.0, found)
-        if isinstance(found, RateLimited) and found.retry_after_s is None:
-            raise found
-        if isinstance(found, (*_PASSING, RateLimited)):
-            raise _Reopen(found.retry_after_s or 0.0, found)
-        raise found
+        raise _reopened(found)
+
+    async def _renewed(self, refused: Metadata) -> bool:
+        try:
+            return await self._session.auth.renew(refused) is not None
+        except TrunklineError as error:
+            raise _reopened(error) from error
 
     async def _talk(
         self, stream: AsyncDuplex[pb.UploadImportRequest, pb.UploadImportResponse]

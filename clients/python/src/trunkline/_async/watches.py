@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from trunkline._async.session import AsyncServerStream
 from trunkline._shared import tasks_async as tasks
 from trunkline._shared.backoff import Backoff
-from trunkline.errors import DeadlineExceeded, Unavailable
+from trunkline.errors import Cancelled, DeadlineExceeded, Unavailable
 
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
@@ -47,7 +47,9 @@ class AsyncWatch(Generic[Request, Reply, Item]):
                     self._note(reply)
                     if getattr(reply, "go_away", False):
                         break
-            except (DeadlineExceeded, Unavailable) as error:
+            except (Cancelled, DeadlineExceeded, Unavailable) as error:
+                if self._stream.closed:
+                    raise
                 await tasks.sleep(backoff.next_s(error.retry_after_s))
             else:
                 await tasks.sleep(backoff.next_s())

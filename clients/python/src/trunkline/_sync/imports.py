@@ -26,6 +26,7 @@ from trunkline._sync.pages import Pager
 from trunkline._sync.session import Session
 from trunkline._sync.uploads import (
     GIVE_UP_AFTER_S,
+    PASSING,
     Upload,
     import_of,
 )
@@ -173,6 +174,8 @@ class Imports:
         give_up_after_s: float,
     ) -> pb.Import:
         entry = log.read() if resume else None
+        if entry is not None and not entry.import_id and entry.identity != source.identity:
+            entry = None  # nothing of the other content was sent
         begun: pb.Upload | pb.Import | None = None
         if entry is not None:
             log.check(entry, source.identity)
@@ -220,6 +223,8 @@ class Imports:
             log.write(Entry(request_id, "", source.identity))
         try:
             created = self._create(pb.CreateImportRequest(request_id=request_id, spec=spec))
+        except PASSING:
+            raise  # the import may be there: the journal's request id finds it again
         except Exception:
             log.remove()
             raise

@@ -42,6 +42,7 @@ class Session:
         self._login = login
         self._tokens = tokens
         self._channels: list[grpc.Channel] = []
+        self.closed = False
         self._calls = count(1)
         self._calls_prefix = os.urandom(6).hex()
 
@@ -84,6 +85,7 @@ class Session:
         return Methods(self, service)
 
     def close(self) -> None:
+        self.closed = True
         for channel in self._channels:
             channel.close()
 
@@ -168,6 +170,11 @@ class ServerStream(Generic[Request, Reply]):
         self._session = session
         self._method = method
         self._deadline_s = max_deadline_s(descriptor)
+
+    @property
+    def closed(self) -> bool:
+        """Whether its client was closed, which ends calls like a server that goes."""
+        return self._session.closed
 
     def __call__(self, request: Request, timeout_s: float | None = None) -> tasks.Stream[Reply]:
         timeout = self._deadline_s if timeout_s is None else timeout_s

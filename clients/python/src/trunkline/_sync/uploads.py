@@ -10,6 +10,7 @@ from trunkline._shared import reading_sync as reading
 from trunkline._shared import tasks_sync as tasks
 from trunkline._shared.backoff import Backoff
 from trunkline._shared.contract import max_deadline_s
+from trunkline._shared.credentials import Metadata
 from trunkline._shared.duplex_sync import Duplex
 from trunkline._shared.enums import name_of
 from trunkline._shared.progress import Progress
@@ -42,7 +43,7 @@ CHECK_EACH_BYTES = 64 << 20
 
 _UPLOAD = pb.DESCRIPTOR.services_by_name["ImportService"].methods_by_name["UploadImport"]
 _TIMEOUT_S = max_deadline_s(_UPLOAD)
-_PASSING = (Unavailable, DeadlineExceeded, ServerError, Cancelled)
+PASSING = (Unavailable, DeadlineExceeded, ServerError, Cancelled)
 _OTHER_CONTENT = frozenset(
     {reason_pb2.REASON_IMPORT_CONTENT_DIFFERS, reason_pb2.REASON_IMPORT_SIZE_MISMATCH}
 )
@@ -55,6 +56,15 @@ class _Reopen(Exception):
         super().__init__()
         self.after_s = after_s
         self.cause = cause
+
+
+def _reopened(error: TrunklineError) -> Exception:
+    """What an error means for the upload: another stream, or its end."""
+    if isinstance(error, RateLimited) and error.retry_after_s is None:
+        return error
+    if isinstance(error, (*PASSING, RateLimited)):
+        return _Reopen(error.retry_after_s or 0.0, error)
+    return error
 
 
 class Upload:
@@ -113,7 +123,10 @@ class Upload:
         )
 
     def _one_stream(self) -> pb.Import:
-        metadata = self._session.metadata()
+        try:
+            metadata = self._session.metadata()
+        except TrunklineError as error:
+            raise _reopened(error) from error
         stub: stubs.ImportServiceStub
         stub = stubs.ImportServiceStub(self._session.upload_channel)
         try:
@@ -123,13 +136,15 @@ class Upload:
             raise _Reopen(0.0, Unavailable("The server fell silent.")) from None
         except grpc.RpcError as error:
             found = from_grpc(error, self._session.target.address)
-        if isinstance(found, Unauthenticated) and self._session.auth.renew(metadata):
+        if isinstance(found, Unauthenticated) and self._renewed(metadata):
             raise _Reopen(0.0, found)
-        if isinstance(found, RateLimited) and found.retry_after_s is None:
-            raise found
-        if isinstance(found, (*_PASSING, RateLimited)):
-            raise _Reopen(found.retry_after_s or 0.0, found)
-        raise found
+        raise _reopened(found)
+
+    def _renewed(self, refused: Metadata) -> bool:
+        try:
+            return self._session.auth.renew(refused) is not None
+        except TrunklineError as error:
+            raise _reopened(error) from error
 
     def _talk(self, stream: Duplex[pb.UploadImportRequest, pb.UploadImportResponse]) -> pb.Import:
         self._send_limit = -1

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from trunkline._shared import tasks_sync as tasks
 from trunkline._shared.backoff import Backoff
 from trunkline._sync.session import ServerStream
-from trunkline.errors import DeadlineExceeded, Unavailable
+from trunkline.errors import Cancelled, DeadlineExceeded, Unavailable
 
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
@@ -48,7 +48,9 @@ class Watch(Generic[Request, Reply, Item]):
                     self._note(reply)
                     if getattr(reply, "go_away", False):
                         break
-            except (DeadlineExceeded, Unavailable) as error:
+            except (Cancelled, DeadlineExceeded, Unavailable) as error:
+                if self._stream.closed:
+                    raise
                 tasks.sleep(backoff.next_s(error.retry_after_s))
             else:
                 tasks.sleep(backoff.next_s())
