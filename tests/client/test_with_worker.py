@@ -21,10 +21,14 @@ from tests.client.stage import Thread
 from tests.daemons import Daemon, environment
 from tests.running import Org, Running, make_org, running
 from trunkline import AlreadyExists, AsyncClient, Client, ImportFailed
+from trunkline._async.watches import AsyncWatch
 from trunkline.api.imports.v1 import imports_service_pb2 as pb
-from trunkline.types import ChangeCause, Progress, name_of
+from trunkline.api.members.v1.members_service_pb2 import WatchMembersRequest, WatchMembersResponse
+from trunkline.types import ChangeCause, MemberChange, Progress, name_of
 from trunkline_server.app import Worker
 from trunkline_server.rpc.caller import Role
+
+Changes = AsyncWatch[WatchMembersRequest, WatchMembersResponse, MemberChange]
 
 ROWS = 20_000
 BAD = sum(rosters.is_bad(row) for row in range(ROWS))
@@ -66,6 +70,14 @@ async def system(real: Running, acme: Org) -> AsyncIterator[AsyncClient]:
     """The role of other programs: they follow the members."""
     async with AsyncClient(real.address, api_key=acme.keys[Role.SYSTEM]) as client:
         yield client
+
+
+async def located(watch: Changes, reading: asyncio.Task[None]) -> None:
+    """The server says where a watch is before anything happens."""
+    async with asyncio.timeout(WITHIN_S):
+        while not watch.checkpoint:
+            assert not reading.done(), reading.result()
+            await asyncio.sleep(0.01)
 
 
 async def all_numbers(client: AsyncClient) -> list[str]:
@@ -177,9 +189,7 @@ async def test_a_watch_tells_of_every_member_once(
 
     reading = asyncio.create_task(read())
     async with asyncio.timeout(WITHIN_S):
-        while not watch.checkpoint:  # where it is, said before anything happens
-            assert not reading.done(), reading.result()
-            await asyncio.sleep(0.01)
+        await located(watch, reading)
         await admin.members.create("FIRST")
         await begun.wait()
         job = await admin.imports.upload(rosters.roster(tmp_path / "june.csv", 1_200))
@@ -269,9 +279,23 @@ async def test_a_server_killed_in_the_middle_of_an_upload(
                 os.kill(pid, signal.SIGKILL)
             killed.set()
 
-    key = org.keys[Role.ADMIN]
+    told: list[str] = []
+
+    async def follow(watch: Changes) -> None:
+        async for change in watch:
+            told.append(change.member.member_number)
+            if change.member.member_number == EVERYBODY[-1]:
+                return
+
+    address = f"127.0.0.1:{unused_tcp_port}"
     with first:
-        async with AsyncClient(f"127.0.0.1:{unused_tcp_port}", api_key=key) as client:
+        async with (
+            AsyncClient(address, api_key=org.keys[Role.ADMIN]) as client,
+            AsyncClient(address, api_key=org.keys[Role.SYSTEM]) as system,
+        ):
+            watch = system.members.watch()
+            following = asyncio.create_task(follow(watch))
+            await located(watch, following)
             uploading = asyncio.create_task(client.imports.upload(file, on_progress=kill_half_way))
             await killed.wait()
             at_kill = stored[-1]
@@ -283,6 +307,9 @@ async def test_a_server_killed_in_the_middle_of_an_upload(
                 async with rosters.working(database_url, redis_url):
                     assert (await job.wait()).counters.created == ROWS
                 assert await all_numbers(client) == EVERYBODY
+                async with asyncio.timeout(WITHIN_S):
+                    await following
+    assert told == EVERYBODY  # the watch was open when the server was killed
     assert stored == sorted(stored)
     assert stored[-1] == file.stat().st_size
 
