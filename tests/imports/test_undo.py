@@ -13,6 +13,7 @@ from tests.imports import working as w
 from tests.imports.test_worker import HEADER, line, run
 from trunkline.api.imports.v1 import imports_service_pb2 as pb
 from trunkline_server.ids import uuid7
+from trunkline_server.imports import queries
 from trunkline_server.members import queries as members
 
 
@@ -53,11 +54,9 @@ async def undone(
     async with w.working(*urls):
         await w.queue_again(connection, org, import_id, w.JOB_UNDO)
         row = await w.ended(connection, import_id)
-    rows = await connection.fetch(
-        "SELECT outcome, member_number FROM import_undo ORDER BY member_number"
-    )
+    rows = await queries.undo_results(connection, org, import_id, (-1, UUID(int=0)), None, 1_000)
     lists: dict[str, list[str]] = {}
-    for found in rows:
+    for found in sorted(rows, key=lambda found: found["member_number"]):
         lists.setdefault(found["outcome"], []).append(found["member_number"])
     return row, lists
 
@@ -112,9 +111,28 @@ async def test_members_that_go_leave_the_search_and_a_word_for_watchers(
     assert await connection.fetchval("SELECT count(*) FROM member_search") == 2
     await undone(connection, urls, org, imported["import_id"])
     assert await connection.fetchval("SELECT count(*) FROM members") == 0
-    assert await connection.fetchval("SELECT count(*) FROM member_search") == 0
-    buried = await connection.fetch("SELECT member_number FROM member_tombstones ORDER BY 1")
+    buried = await connection.fetch("SELECT member_number FROM member_removals ORDER BY 1")
     assert [b["member_number"] for b in buried] == ["A", "B"]
+    changes = await connection.fetch("SELECT change_id FROM import_undo_batches")
+    for row in changes:
+        await connection.execute("SELECT unindex_members($1, $2)", org, row["change_id"])
+    assert await connection.fetchval("SELECT count(*) FROM member_search") == 0
+
+
+async def test_results_come_by_pages(connection: asyncpg.Connection, urls: tuple[str, str]) -> None:
+    org = await w.make_org(connection)
+    content = HEADER + b"".join(line(f"M{n:03}") for n in range(95))
+    imported = await run(connection, urls, org, content)
+    await edit(connection, org, "M050")
+    await undone(connection, urls, org, imported["import_id"])
+    after, seen = (-1, UUID(int=0)), []
+    while page := await queries.undo_results(
+        connection, org, imported["import_id"], after, None, 7
+    ):
+        seen += [(row["row_no"], row["outcome"]) for row in page]
+        after = page[-1]["row_no"], page[-1]["member_id"]
+    kept = {51: "KEPT_BECAUSE_EDITED"}
+    assert seen == [(n, kept.get(n, "REVERSED")) for n in range(1, 96)]
 
 
 async def test_terminations_are_undone(

@@ -401,12 +401,33 @@ async def rejects(
     return await db.fetch(_REJECTS, org_id, import_id, after, codes, limit)
 
 
+# Members that went are listed by the batch (import_undo_batches): as many batches are opened as a
+# page can need, and some more, since lanes may have let neighbouring ones overlap.
 _UNDO_RESULTS = """
-SELECT row_no, member_id, member_number, outcome, message
-FROM import_undo
-WHERE org_id = $1 AND import_id = $2 AND (row_no, member_id) > ($3, $4::uuid)
-  AND ($5::text[] IS NULL OR outcome = ANY ($5))
-ORDER BY row_no, member_id LIMIT $6
+WITH ahead AS (
+    SELECT b.change_id, b.first_row, b.last_row, b.members,
+           sum(b.members) OVER (ORDER BY b.first_row, b.change_id) AS upto,
+           max(b.members) OVER () AS largest
+    FROM import_undo_batches b
+    WHERE b.org_id = $1 AND b.import_id = $2 AND b.last_row >= $3
+      AND ($5::text[] IS NULL OR 'REVERSED' = ANY ($5))
+), reach AS (
+    SELECT max(a.last_row) AS last_row FROM ahead a WHERE a.upto - a.members <= $6 + 3 * a.largest
+), listed AS (
+    SELECT u.row_no, u.member_id, u.member_number, u.outcome, u.message
+    FROM import_undo u
+    WHERE u.org_id = $1 AND u.import_id = $2 AND ($5::text[] IS NULL OR u.outcome = ANY ($5))
+    UNION ALL
+    SELECT m.row_no, m.member_id, m.member_number, 'REVERSED', ''
+    FROM reach r
+    JOIN import_undo_batches b ON b.org_id = $1 AND b.import_id = $2
+        AND b.last_row >= $3 AND b.first_row <= r.last_row
+    CROSS JOIN LATERAL unnest(b.row_nos, b.member_ids, b.member_numbers)
+        AS m (row_no, member_id, member_number)
+)
+SELECT l.row_no, l.member_id, l.member_number, l.outcome, l.message FROM listed l
+WHERE (l.row_no, l.member_id) > ($3, $4::uuid)
+ORDER BY l.row_no, l.member_id LIMIT $6
 """
 
 

@@ -63,7 +63,14 @@ LIMIT $3
 """
 _DROP_IMPORTS = tuple(
     f"DELETE FROM {table} WHERE org_id = $1 AND import_id = ANY ($2)"  # noqa: S608 - constants
-    for table in (*_CONTENT, "import_batches", "import_rejects", "import_undo", "imports")
+    for table in (
+        *_CONTENT,
+        "import_batches",
+        "import_rejects",
+        "import_undo",
+        "import_undo_batches",
+        "imports",
+    )
 )
 _ENDED_JOBS = """
 SELECT org_id, job_id, subject_id, state, last_error FROM jobs

@@ -8,12 +8,14 @@ takes over just goes on, and nothing is taken back twice.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from uuid import UUID
 
 from trunkline_server.db import Connection, Database, Executor
 from trunkline_server.failpoints import failpoint
 from trunkline_server.ids import uuid7
+from trunkline_server.imports import change_ids
 from trunkline_server.imports.merge import BY_KEY
 from trunkline_server.imports.merge_sql import COLUMNS, IMAGE
 from trunkline_server.imports.work import Work
@@ -38,11 +40,11 @@ WITH touched AS MATERIALIZED (
     SELECT m.member_id, m.member_number, m.version, coalesce(m.row_no, 0) AS row_no
     FROM members m
     WHERE m.org_id = $1 AND m.change_id = $3
-      AND NOT ($9 AND EXISTS (
+      AND NOT EXISTS (
           SELECT FROM import_undo u
           WHERE u.org_id = $1 AND u.import_id = $2 AND u.row_no = coalesce(m.row_no, 0)
             AND u.member_id = m.member_id
-      ))
+      )
     LIMIT $5
 ), images AS MATERIALIZED (
     SELECT DISTINCT ON (h.member_id) h.member_id AS image_of, h.version AS image_version,
@@ -94,6 +96,27 @@ SELECT count(*) FILTER (WHERE verdict <> 'FAIL') AS reversed,
 FROM judged
 """  # noqa: S608 - made of constants
 
+# The usual case, and the quick one: nobody but the import has ever written the member.
+_REMOVE = """
+WITH gone AS (
+    DELETE FROM members m
+    WHERE m.org_id = $1 AND m.change_id = $3 AND m.version = 1
+      AND ($5::bigint IS NULL OR m.member_id = ANY (ARRAY(
+          SELECT k.member_id FROM members k
+          WHERE k.org_id = $1 AND k.change_id = $3 AND k.version = 1
+          ORDER BY k.member_id LIMIT $5
+      )))
+    RETURNING m.row_no, m.member_id, m.member_number
+)
+INSERT INTO import_undo_batches (
+    org_id, import_id, change_id, members, first_row, last_row, row_nos, member_ids, member_numbers
+)
+SELECT $1, $2, $4, count(*), min(g.row_no), max(g.row_no), array_agg(g.row_no),
+       array_agg(g.member_id), array_agg(g.member_number)
+FROM gone g HAVING count(*) > 0
+RETURNING members
+"""
+
 # Versions that the import wrote and that neither it nor its undoing replaced.
 _LIST_KEPT = """
 INSERT INTO import_undo (org_id, import_id, row_no, member_id, member_number, outcome, message)
@@ -106,6 +129,11 @@ WHERE h.org_id = $1 AND h.change_id = $3 AND h.row_no IS NOT NULL
       WHERE u.org_id = $1 AND u.import_id = $2 AND u.row_no = h.row_no
         AND u.member_id = h.member_id
   )
+"""
+_EDITED = """
+SELECT DISTINCT h.change_id FROM member_history h
+WHERE h.org_id = $1 AND h.change_id BETWEEN $2 AND $3 AND h.row_no IS NOT NULL
+  AND h.superseded_by NOT BETWEEN $2 AND $3
 """
 _COUNT = """
 UPDATE imports SET undo_reversed = undo_reversed + $3, undo_kept = undo_kept + $4,
@@ -128,7 +156,7 @@ class Undoing:
     work: Work
     actor_id: UUID | None
     actor_name: str
-    has_failed: bool  # members that could not be put back are still the import's, and listed
+    has_others: bool  # it did more than create members, each once
 
     def change(self, change_id: UUID) -> Change:
         work = self.work
@@ -149,32 +177,63 @@ async def take_back(
     db: Database, lease: Lease, undoing: Undoing, change_id: UUID, news: asyncio.Event
 ) -> bool:
     """All that one change of the import left unedited. False: another turn has to go on."""
-    has_failed = undoing.has_failed
+    if not await _until_none(db, lease, undoing, change_id, news, _removed):
+        return False
+    if not undoing.has_others:
+        return True
+    return await _until_none(db, lease, undoing, change_id, news, _some)
+
+
+_Step = Callable[[Connection, Lease, Undoing, UUID], Awaitable[int]]
+
+
+async def _until_none(
+    db: Database,
+    lease: Lease,
+    undoing: Undoing,
+    change_id: UUID,
+    news: asyncio.Event,
+    step: _Step,
+) -> bool:
     while not lease.should_yield():
         try:
             async with db.tenant_tx(undoing.work.org_id) as tx:
-                done, failed = await _some(tx, lease, undoing, change_id, has_failed)
+                await tx.execute(_BY_KEY)
+                await lease.fence(tx)
+                done = await step(tx, lease, undoing, change_id)
+                failpoint("undo.before_commit")
         except _MemberMoved:
             continue
         failpoint("undo.committed")
         news.set()
-        has_failed = has_failed or failed > 0
-        if done + failed < UNDO_ROWS:
+        if done < UNDO_ROWS or (step is _removed and not _is_large(undoing.work, change_id)):
             return True
     return False
 
 
-async def _some(
-    tx: Connection, lease: Lease, undoing: Undoing, change_id: UUID, has_failed: bool
-) -> tuple[int, int]:
-    work = undoing.work
-    await tx.execute(_BY_KEY)
-    await lease.fence(tx)
-    own = uuid7()
+def _is_large(work: Work, change_id: UUID) -> bool:
+    """A batch is a bounded change; a published plan is not."""
+    return change_id == change_ids.of_publish(work.import_id)
+
+
+async def _removed(tx: Connection, lease: Lease, undoing: Undoing, change_id: UUID) -> int:
+    work, own = undoing.work, uuid7()
+    limit = UNDO_ROWS if _is_large(work, change_id) else None
+    removed: int | None = await tx.fetchval(
+        _REMOVE, work.org_id, work.import_id, change_id, own, limit
+    )
+    if removed:
+        await _count(tx, work, removed, 0, 0)
+        await member_queries.record(tx, work.org_id, undoing.change(own))
+    return removed or 0
+
+
+async def _some(tx: Connection, lease: Lease, undoing: Undoing, change_id: UUID) -> int:
+    work, own = undoing.work, uuid7()
     row = await tx.fetchrow(
         _TAKE_BACK,
         *(work.org_id, work.import_id, change_id, own, UNDO_ROWS),
-        *(work.first_change, work.last_change, _FAILED_MESSAGE, has_failed),
+        *(work.first_change, work.last_change, _FAILED_MESSAGE),
     )
     assert row is not None
     if row["written"] != row["reversed"]:
@@ -183,8 +242,13 @@ async def _some(
         await _count(tx, work, row["reversed"], 0, row["failed"])
     if row["reversed"]:
         await member_queries.record(tx, work.org_id, undoing.change(own))
-    failpoint("undo.before_commit")
-    return row["reversed"], row["failed"]
+    return int(row["reversed"] + row["failed"])
+
+
+async def edited(db: Executor, work: Work) -> list[UUID]:
+    """The import's changes that wrote what somebody, or the undoing, replaced."""
+    rows = await db.fetch(_EDITED, work.org_id, work.first_change, work.last_change)
+    return [row["change_id"] for row in rows]
 
 
 async def list_kept(db: Database, lease: Lease, work: Work, change_id: UUID) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
 from trunkline_server import audit
@@ -48,6 +49,8 @@ REPLANS_MAX = 3
 TOPIC_MEMBERS = "members"
 PUBLISH_PAUSE_S = 0.05
 COUNT_LIFE_S = 60.0
+# A worker that is free has taken a job by then.
+PATIENCE = timedelta(milliseconds=50)
 ORGS_MAX = 10_000
 # A file that one lane is done with before another would have begun.
 SHORT_BYTES = 1 << 20
@@ -236,9 +239,34 @@ class ImportWorker:
             async with asyncio.TaskGroup() as tasks:
                 for place in range(lanes):
                     tasks.create_task(self._lane(place, lease, job, progress, waiting))
-                return await _fill(waiting, cut, lease, lanes)
+                return await self._fill(waiting, cut, lease, lanes)
         except BaseExceptionGroup as group:
             raise _first(group) from None
+
+    async def _fill(
+        self,
+        waiting: asyncio.Queue[tuple[int, Batch] | None],
+        cut: AsyncIterator[tuple[int, Batch]],
+        lease: Lease,
+        lanes: int,
+    ) -> bool:
+        """True at the file's end; the lanes finish what they have either way."""
+        is_whole, has_begun = True, False
+        async for numbered in cut:
+            # One batch at least, or many that wait would keep each other from getting on.
+            if has_begun and (lease.should_yield() or await self._others_wait(lease)):
+                is_whole = False
+                break
+            await waiting.put(numbered)
+            has_begun = True
+        for _ in range(lanes):
+            await waiting.put(None)
+        return is_whole
+
+    async def _others_wait(self, lease: Lease) -> bool:
+        """Asked between batches: a small import starts within two batch times of a large one."""
+        async with self._db.tenant_tx(lease.org_id) as tx:
+            return await queries.others_wait(tx, lease.org_id, PATIENCE)
 
     async def _lane(
         self,
@@ -338,11 +366,16 @@ class ImportWorker:
             job = work.read(row, settings, member_rules)
             changes = await undo_steps.changes(tx, job)
         undoing = undo_steps.Undoing(
-            job, row["undo_actor_id"], row["undo_actor_name"], row["undo_failed"] > 0
+            job,
+            row["undo_actor_id"],
+            row["undo_actor_name"],
+            row["updated"] + row["superseded"] + row["terminated"] > 0,
         )
         if not await self._taken_back(lease, undoing, changes):
             return Yield()
-        for change_id in changes:
+        async with self._db.tenant_tx(job.org_id) as tx:
+            edited = await undo_steps.edited(tx, job)
+        for change_id in edited:
             await undo_steps.list_kept(self._db, lease, job, change_id)
         async with self._db.tenant_tx(job.org_id) as tx:
             await lease.fence(tx)
@@ -395,24 +428,6 @@ async def _left(
     async for number, batch in cut:
         if number not in done:
             yield number, batch
-
-
-async def _fill(
-    waiting: asyncio.Queue[tuple[int, Batch] | None],
-    cut: AsyncIterator[tuple[int, Batch]],
-    lease: Lease,
-    lanes: int,
-) -> bool:
-    """True at the file's end; the lanes finish what they have either way."""
-    is_whole = True
-    async for numbered in cut:
-        if lease.should_yield():
-            is_whole = False
-            break
-        await waiting.put(numbered)
-    for _ in range(lanes):
-        await waiting.put(None)
-    return is_whole
 
 
 def _check_rejects(job: work.Work, rejected: int) -> None:

@@ -270,6 +270,19 @@ async def count_members(db: Executor, org_id: UUID, limit: int) -> int:
     return int(await db.fetchval(_COUNT, org_id, limit))
 
 
+# Somebody's job that would have begun long ago if any worker were free.
+_OTHERS_WAIT = """
+SELECT EXISTS (
+    SELECT FROM jobs WHERE state = 'QUEUED' AND org_id <> $1
+      AND run_after < clock_timestamp() - $2::interval
+)
+"""
+
+
+async def others_wait(db: Executor, org_id: UUID, patience: timedelta) -> bool:
+    return bool(await db.fetchval(_OTHERS_WAIT, org_id, patience))
+
+
 # ---- How it ends ----
 
 _HAND_ON = """

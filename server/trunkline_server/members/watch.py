@@ -60,7 +60,7 @@ FROM members WHERE org_id = $1 AND change_id = $2 AND member_id > $3
 ORDER BY member_id LIMIT $4
 """
 _GONE = """
-SELECT member_id, member_number FROM member_tombstones
+SELECT member_id, member_number FROM member_removals
 WHERE org_id = $1 AND change_id = $2 AND member_id > $3 ORDER BY member_id LIMIT $4
 """
 _FIRST_ID, _LAST_ID = UUID(int=0), UUID(int=(1 << 128) - 1)
