@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -19,6 +20,7 @@ from trunkline_server.jobs import Lease, LeaseLost, Runner, Timings, Yield
 from trunkline_server.jobs.lease import claim
 from trunkline_server.stats import rules
 from trunkline_server.stats.worker import (
+    _COUNT_HOURS,
     FIND_DIRTY,
     ROLL_UP,
     RollUps,
@@ -290,13 +292,11 @@ async def test_an_hour_is_read_by_its_index(
         datetime.now(UTC).date() - timedelta(days=1), datetime.min.time(), tzinfo=UTC
     ) + timedelta(hours=9)
     rows = await admin.fetch(
-        "EXPLAIN (ANALYZE, COSTS off, TIMING off, SUMMARY off) SELECT e.outcome FROM"
-        " unnest($2::timestamptz[]) AS t (hour) CROSS JOIN LATERAL ("
-        "  SELECT outcome FROM events WHERE org_id = $1 AND kind = 'CALL'"
-        "  AND occurred_at >= t.hour AND occurred_at < t.hour + interval '1 hour'"
-        "  AND occurred_on = (t.hour AT TIME ZONE 'UTC')::date) e",
-        *(stats.org.org_id, [hour]),
+        f"EXPLAIN (ANALYZE, COSTS off, TIMING off, SUMMARY off) {_COUNT_HOURS}",
+        *(stats.org.org_id, [hour], ["CALL"]),
     )
     plan = "\n".join(row[0] for row in rows)
     assert "kind_occurred_at" in plan or "events_hour" in plan, plan
     assert "Seq Scan on events" not in plan, plan
+    # Nine hundred events of an hour were read, not the day's twenty thousand.
+    assert not re.search(r"on events\S* .*actual rows=\d{4,}", plan), plan

@@ -199,9 +199,11 @@ WITH chosen AS (
 SELECT DISTINCT hour, kind FROM taken
 """
 _FORGET_HOURS = """
-DELETE FROM stats_hourly r USING unnest($2::timestamptz[], $3::text[]) AS t (hour, kind)
-WHERE r.org_id = $1 AND r.kind = t.kind AND r.level IN ('ALL', 'AGENT') AND r.hour = t.hour
+DELETE FROM stats_hourly
+WHERE org_id = $1 AND kind = $3 AND level IN ('ALL', 'AGENT') AND hour = ANY ($2)
 """
+# OFFSET 0 keeps the planner to one index look-up an hour: left to itself, it reads all events of a
+# large organisation to find those of a few hours.
 _COUNT_HOURS = """
 WITH taken AS (
     SELECT hour, kind FROM unnest($2::timestamptz[], $3::text[]) AS t (hour, kind)
@@ -215,6 +217,7 @@ WITH taken AS (
         WHERE org_id = $1 AND kind = t.kind AND occurred_at >= t.hour
           AND occurred_at < t.hour + interval '1 hour'
           AND occurred_on = (t.hour AT TIME ZONE 'UTC')::date
+        OFFSET 0
     ) e
     GROUP BY 1, 2, 3, 4, 5
 ), levels AS (
@@ -252,7 +255,9 @@ async def count_hours(tx: Connection, org_id: UUID) -> int:
     taken = await tx.fetch(_TAKE_MARKS, org_id, HOURS_AT_ONCE)
     if taken:
         hours, kinds = [row["hour"] for row in taken], [row["kind"] for row in taken]
-        await tx.execute(_FORGET_HOURS, org_id, hours, kinds)
+        for kind in set(kinds):
+            of_kind = [row["hour"] for row in taken if row["kind"] == kind]
+            await tx.execute(_FORGET_HOURS, org_id, of_kind, kind)
         await tx.execute(_COUNT_HOURS, org_id, hours, kinds)
     return len(taken)
 
@@ -264,17 +269,22 @@ WHERE org_id = $1 AND dirty AND day < (now() AT TIME ZONE 'UTC')::date
 ORDER BY day DESC, kind LIMIT $2
 """
 _FORGET_DAYS = """
-DELETE FROM stats_daily r USING unnest($2::date[], $3::text[]) AS t (day, kind)
-WHERE r.org_id = $1 AND r.kind = t.kind AND r.level IN ('ALL', 'AGENT') AND r.day = t.day
+DELETE FROM stats_daily
+WHERE org_id = $1 AND kind = $3 AND level IN ('ALL', 'AGENT') AND day = ANY ($2)
 """
 _COUNT_DAYS = """
 WITH hourly AS MATERIALIZED (
     SELECT t.day, r.kind, r.level, r.agent_id, r.outcome, r.quantity, r.measured, r.duration_us,
            r.bins, r.bin_counts
     FROM unnest($2::date[], $3::text[]) AS t (day, kind)
-    JOIN stats_hourly r ON r.org_id = $1 AND r.kind = t.kind AND r.level IN ('ALL', 'AGENT')
-        AND r.hour >= t.day::timestamp AT TIME ZONE 'UTC'
-        AND r.hour < (t.day + 1)::timestamp AT TIME ZONE 'UTC'
+    CROSS JOIN LATERAL (
+        SELECT kind, level, agent_id, outcome, quantity, measured, duration_us, bins, bin_counts
+        FROM stats_hourly
+        WHERE org_id = $1 AND kind = t.kind AND level IN ('ALL', 'AGENT')
+          AND hour >= t.day::timestamp AT TIME ZONE 'UTC'
+          AND hour < (t.day + 1)::timestamp AT TIME ZONE 'UTC'
+        OFFSET 0
+    ) r
 ), sums AS (
     SELECT day, kind, level, agent_id, outcome, sum(quantity) AS quantity,
            sum(measured) AS measured, sum(duration_us) AS duration_us
@@ -306,7 +316,9 @@ async def count_days(tx: Connection, org_id: UUID) -> int:
     taken = await tx.fetch(_DIRTY_DAYS, org_id, DAYS_AT_ONCE)
     if taken:
         days, kinds = [row["day"] for row in taken], [row["kind"] for row in taken]
-        await tx.execute(_FORGET_DAYS, org_id, days, kinds)
+        for kind in set(kinds):
+            of_kind = [row["day"] for row in taken if row["kind"] == kind]
+            await tx.execute(_FORGET_DAYS, org_id, of_kind, kind)
         await tx.execute(_COUNT_DAYS, org_id, days, kinds)
         await tx.execute(_CLEAN_DAYS, org_id, days, kinds)
     return len(taken)
