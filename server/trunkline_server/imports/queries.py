@@ -312,6 +312,16 @@ async def lock(db: Executor, org_id: UUID, import_id: UUID) -> Record:
     return row
 
 
+# The header can turn out whole at Finish, when there is nothing left to store.
+_KEEP_LAYOUT = """
+UPDATE imports SET layout = $3 WHERE org_id = $1 AND import_id = $2 AND layout IS NULL
+"""
+
+
+async def keep_layout(db: Executor, org_id: UUID, import_id: UUID, layout_json: str | None) -> None:
+    await db.execute(_KEEP_LAYOUT, org_id, import_id, layout_json)
+
+
 _QUEUE = """
 UPDATE imports
 SET state = 'QUEUED', total_bytes = coalesce(total_bytes, $3), sha256 = coalesce(sha256, $4),

@@ -248,6 +248,7 @@ class Storage:
             row = await queries.lock(tx, self._place.org_id, self.import_id)
             if row["upload_epoch"] != self.epoch or row["state"] not in ACCEPTING:
                 raise await self._why(tx)
+            await queries.keep_layout(tx, self._place.org_id, self.import_id, self.head.layout_json)
             await self._queue(tx, sha256)
         if batch is not None:
             self._stored(batch, started)

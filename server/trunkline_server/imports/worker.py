@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,7 +36,7 @@ from trunkline_server.imports.errors import (
 from trunkline_server.imports.live import TOPIC_IMPORT
 from trunkline_server.imports.locate import locate
 from trunkline_server.imports.merge import ImportStopped, Progress, lane
-from trunkline_server.imports.queries import JOB_COMMIT, JOB_RUN, JOB_UNDO
+from trunkline_server.imports.queries import JOB_COMMIT, JOB_RUN, JOB_UNDO, turn
 from trunkline_server.imports.rules import FileRefused
 from trunkline_server.jobs import Done, Handler, Lease, LeaseLost, Outcome, Yield
 from trunkline_server.link import Link
@@ -49,6 +50,7 @@ REPLANS_MAX = 3
 TOPIC_MEMBERS = "members"
 PUBLISH_PAUSE_S = 0.05
 COUNT_LIFE_S = 60.0
+BUSY_S = 0.5
 # A worker that is free has taken a job by then.
 PATIENCE = timedelta(milliseconds=50)
 ORGS_MAX = 10_000
@@ -67,6 +69,10 @@ class _End:
 
     state: str
     error: AppError
+
+
+class _Busy(Exception):
+    """As many imports of the organisation run as its quota allows."""
 
 
 class ImportWorker:
@@ -103,9 +109,11 @@ class ImportWorker:
 
     # ---- a turn, whatever it does ----
 
-    async def _turn(self, lease: Lease, turn: _Turn) -> Outcome:
+    async def _turn(self, lease: Lease, work_on: _Turn) -> Outcome:
         try:
-            return await turn(lease)
+            return await work_on(lease)
+        except _Busy:
+            return Yield(BUSY_S * random.uniform(0.5, 1.0))
         except (ImportStopped, undo_steps.UndoStopped):
             return Done()
         except FileRefused as refused:
@@ -170,6 +178,10 @@ class ImportWorker:
         member_rules = self._member_rules.of(str(lease.org_id), settings).rules
         async with self._db.tenant_tx(lease.org_id) as tx:
             await lease.fence(tx)
+            await turn(tx, lease.org_id)
+            running = await queries.running(tx, lease.org_id, _subject(lease))
+            if running >= settings.quotas.imports_running:
+                raise _Busy
             row = await queries.begin(tx, lease.org_id, _subject(lease), self._batch_rows)
         if row is None:
             raise ImportStopped

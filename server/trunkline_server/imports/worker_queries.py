@@ -30,6 +30,17 @@ async def begin(db: Executor, org_id: UUID, import_id: UUID, batch_rows: int) ->
     return await db.fetchrow(_BEGIN, org_id, import_id, batch_rows)
 
 
+# Begun, and with a worker: one that was killed leaves its import RUNNING, but not its job.
+_RUNNING = """
+SELECT count(*) FROM imports i JOIN jobs j ON j.org_id = i.org_id AND j.job_id = i.job_id
+WHERE i.org_id = $1 AND i.import_id <> $2 AND i.state = 'RUNNING' AND j.state = 'RUNNING'
+"""
+
+
+async def running(db: Executor, org_id: UUID, but: UUID) -> int:
+    return int(await db.fetchval(_RUNNING, org_id, but))
+
+
 _LOCK = f"""
 SELECT {_COLUMNS} FROM imports WHERE org_id = $1 AND import_id = $2 FOR NO KEY UPDATE
 """  # noqa: S608
