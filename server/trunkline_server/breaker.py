@@ -135,4 +135,8 @@ class Attempt:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.settle(kind)
+
+    def settle(self, kind: type[BaseException] | None) -> None:
+        """How it ended, for those who spare themselves the `with`."""
         self._breaker._settle(self._epoch, kind)

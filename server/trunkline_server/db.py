@@ -10,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
-from trunkline_server.breaker import Breaker, BreakerOpen
+from trunkline_server.breaker import Attempt, Breaker, BreakerOpen
 from trunkline_server.errors import Aborted, DeadlineExceeded, Unavailable
 from trunkline_server.rpc.caller import CURRENT
 
@@ -116,13 +116,18 @@ def late(waited_s: float) -> Exception:
     return DatabaseUnavailable(retry_after_s=RETRY_AFTER_S)
 
 
-@contextmanager
-def guarded(breaker: Breaker) -> Iterator[None]:
+def attempted(breaker: Breaker) -> Attempt:
+    """For hot reads: `guarded` without a generator, to be settled by the caller."""
     try:
-        with breaker.attempt():
-            yield
+        return breaker.attempt()
     except BreakerOpen as open_now:
         raise DatabaseUnavailable(retry_after_s=max(0.05, open_now.retry_after_s)) from None
+
+
+@contextmanager
+def guarded(breaker: Breaker) -> Iterator[None]:
+    with attempted(breaker):
+        yield
 
 
 def _moved_partition(error: BaseException) -> bool:
@@ -168,24 +173,34 @@ class Readers:
 
     async def fetchrow(self, query: str, *args: Any) -> Record | None:
         timeout_s = _read_timeout_s()
-        with guarded(self._breaker):
+        attempt = attempted(self._breaker)
+        try:
             connection = self._idle.popleft() if self._idle else await self._wait(timeout_s)
             try:
                 row = await connection.fetchrow(query, *args, timeout=timeout_s)
             except BaseException as error:
                 raise self._failed(connection, error, timeout_s) from None
-            self._give_back(connection)
+        except BaseException as error:
+            attempt.settle(type(error))
+            raise
+        attempt.settle(None)
+        self._give_back(connection)
         return row
 
     async def fetch(self, query: str, *args: Any) -> list[Record]:
         timeout_s = _read_timeout_s()
-        with guarded(self._breaker):
+        attempt = attempted(self._breaker)
+        try:
             connection = self._idle.popleft() if self._idle else await self._wait(timeout_s)
             try:
                 rows = await connection.fetch(query, *args, timeout=timeout_s)
             except BaseException as error:
                 raise self._failed(connection, error, timeout_s) from None
-            self._give_back(connection)
+        except BaseException as error:
+            attempt.settle(type(error))
+            raise
+        attempt.settle(None)
+        self._give_back(connection)
         return rows
 
     def _failed(self, connection: Kept, error: BaseException, timeout_s: float) -> BaseException:
