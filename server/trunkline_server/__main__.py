@@ -21,6 +21,7 @@ from trunkline_server.supervisor import EXIT_CONFIG, Parent, Supervisor, reserve
 S = TypeVar("S", bound=CommonSettings)
 T = TypeVar("T")
 
+CLOSE_TIMEOUT_S = 15.0
 ROLES = ("AGENT", "TRAINER", "REGISTRAR", "ADMIN", "SYSTEM")
 
 
@@ -57,6 +58,8 @@ def serve(processes: int | None, host: str | None, port: int | None, child: bool
         command,
         processes=count,
         reservation=reservation,
+        # What the drain may take, and then some for buffers, pools and telemetry.
+        drain_timeout_s=settings.drain_wait_s + settings.drain_grace_s + CLOSE_TIMEOUT_S,
         on_ready=lambda: click.echo(f"serving on {address} with {count} processes"),
     )
     sys.exit(_supervise(supervisor, "trunkline-serve", settings.log_level))
