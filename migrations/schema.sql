@@ -768,11 +768,16 @@ CREATE FUNCTION public.unindex_members(p_org uuid, p_change uuid) RETURNS void
     LANGUAGE sql
     AS $$
         DELETE FROM member_search s
-        USING member_history h
-        WHERE h.org_id = p_org AND h.superseded_by = p_change
-          AND s.org_id = p_org AND s.member_id = h.member_id
+        USING (
+            SELECT h.member_id FROM member_history h
+            WHERE h.org_id = p_org AND h.superseded_by = p_change
+            UNION ALL
+            SELECT unnest(b.member_ids) FROM import_undo_batches b
+            WHERE b.org_id = p_org AND b.change_id = p_change
+        ) gone
+        WHERE s.org_id = p_org AND s.member_id = gone.member_id
           AND NOT EXISTS (
-              SELECT FROM members m WHERE m.org_id = p_org AND m.member_id = h.member_id
+              SELECT FROM members m WHERE m.org_id = p_org AND m.member_id = gone.member_id
           )
     $$;
 
@@ -977,6 +982,24 @@ WITH (autovacuum_vacuum_scale_factor='0.05');
 
 ALTER TABLE ONLY public.import_undo FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE public.import_undo_batches (
+    org_id uuid NOT NULL,
+    import_id uuid NOT NULL,
+    change_id uuid NOT NULL,
+    members bigint NOT NULL,
+    first_row bigint NOT NULL,
+    last_row bigint NOT NULL,
+    row_nos bigint[] NOT NULL,
+    member_ids uuid[] NOT NULL,
+    member_numbers text[] NOT NULL,
+    CONSTRAINT import_undo_batches_members_check CHECK ((members > 0))
+);
+ALTER TABLE ONLY public.import_undo_batches ALTER COLUMN row_nos SET STORAGE EXTERNAL;
+ALTER TABLE ONLY public.import_undo_batches ALTER COLUMN member_ids SET STORAGE EXTERNAL;
+ALTER TABLE ONLY public.import_undo_batches ALTER COLUMN member_numbers SET STORAGE EXTERNAL;
+
+ALTER TABLE ONLY public.import_undo_batches FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE public.import_unlocated (
     org_id uuid NOT NULL,
     import_id uuid NOT NULL,
@@ -1116,6 +1139,30 @@ CREATE TABLE public.member_history_default (
 
 ALTER TABLE ONLY public.member_history_default FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE public.member_tombstones (
+    org_id uuid NOT NULL,
+    change_id uuid NOT NULL,
+    member_id uuid NOT NULL,
+    member_number text NOT NULL,
+    purged_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE ONLY public.member_tombstones FORCE ROW LEVEL SECURITY;
+
+CREATE VIEW public.member_removals WITH (security_invoker='true') AS
+ SELECT t.org_id,
+    t.change_id,
+    t.member_id,
+    t.member_number
+   FROM public.member_tombstones t
+UNION ALL
+ SELECT b.org_id,
+    b.change_id,
+    u.member_id,
+    u.member_number
+   FROM public.import_undo_batches b,
+    LATERAL UNNEST(b.member_ids, b.member_numbers) u(member_id, member_number);
+
 CREATE TABLE public.member_search (
     org_id uuid NOT NULL,
     member_id uuid NOT NULL,
@@ -1132,16 +1179,6 @@ CREATE TABLE public.member_search_states (
 );
 
 ALTER TABLE ONLY public.member_search_states FORCE ROW LEVEL SECURITY;
-
-CREATE TABLE public.member_tombstones (
-    org_id uuid NOT NULL,
-    change_id uuid NOT NULL,
-    member_id uuid NOT NULL,
-    member_number text NOT NULL,
-    purged_at timestamp with time zone DEFAULT now() NOT NULL
-);
-
-ALTER TABLE ONLY public.member_tombstones FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE public.member_words (
     org_id uuid NOT NULL,
@@ -1348,6 +1385,9 @@ ALTER TABLE ONLY public.import_rejects
 ALTER TABLE ONLY public.import_seen
     ADD CONSTRAINT import_seen_pkey PRIMARY KEY (org_id, import_id, member_number);
 
+ALTER TABLE ONLY public.import_undo_batches
+    ADD CONSTRAINT import_undo_batches_pkey PRIMARY KEY (org_id, import_id, change_id);
+
 ALTER TABLE ONLY public.import_undo
     ADD CONSTRAINT import_undo_pkey PRIMARY KEY (org_id, import_id, row_no, member_id);
 
@@ -1452,6 +1492,8 @@ CREATE INDEX audit_log_default_org_id_at_audit_id_idx ON public.audit_log_defaul
 CREATE INDEX events_hour ON ONLY public.events USING btree (org_id, kind, occurred_at);
 
 CREATE INDEX events_default_org_id_kind_occurred_at_idx ON public.events_default USING btree (org_id, kind, occurred_at);
+
+CREATE INDEX import_undo_batches_change ON public.import_undo_batches USING btree (org_id, change_id);
 
 CREATE INDEX imports_children ON public.imports USING btree (org_id, parent_import_id, import_id) WHERE (parent_import_id IS NOT NULL);
 
@@ -1631,6 +1673,8 @@ ALTER TABLE public.import_seen ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.import_undo ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE public.import_undo_batches ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE public.import_unlocated ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.imports ENABLE ROW LEVEL SECURITY;
@@ -1752,6 +1796,8 @@ CREATE POLICY tenant ON public.import_rejects USING ((org_id = public.current_or
 CREATE POLICY tenant ON public.import_seen USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
 CREATE POLICY tenant ON public.import_undo USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
+
+CREATE POLICY tenant ON public.import_undo_batches USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
 CREATE POLICY tenant ON public.import_unlocated USING ((org_id = public.current_org())) WITH CHECK ((org_id = public.current_org()));
 
@@ -1983,6 +2029,9 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.import_seen TO trunkline_worke
 GRANT SELECT ON TABLE public.import_undo TO trunkline_app;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.import_undo TO trunkline_worker;
 
+GRANT SELECT ON TABLE public.import_undo_batches TO trunkline_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.import_undo_batches TO trunkline_worker;
+
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.import_unlocated TO trunkline_worker;
 
 GRANT SELECT ON TABLE public.job_queues TO trunkline_app;
@@ -2036,15 +2085,18 @@ GRANT SELECT ON TABLE public.member_changes TO trunkline_definer;
 GRANT SELECT,INSERT ON TABLE public.member_history TO trunkline_app;
 GRANT SELECT,INSERT,DELETE ON TABLE public.member_history TO trunkline_worker;
 
+GRANT SELECT ON TABLE public.member_tombstones TO trunkline_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.member_tombstones TO trunkline_worker;
+
+GRANT SELECT ON TABLE public.member_removals TO trunkline_app;
+GRANT SELECT ON TABLE public.member_removals TO trunkline_worker;
+
 GRANT SELECT,INSERT,UPDATE ON TABLE public.member_search TO trunkline_app;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.member_search TO trunkline_worker;
 GRANT SELECT ON TABLE public.member_search TO trunkline_definer;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.member_search_states TO trunkline_worker;
 GRANT SELECT ON TABLE public.member_search_states TO trunkline_definer;
-
-GRANT SELECT ON TABLE public.member_tombstones TO trunkline_app;
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.member_tombstones TO trunkline_worker;
 
 GRANT SELECT,INSERT ON TABLE public.member_words TO trunkline_app;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.member_words TO trunkline_worker;
