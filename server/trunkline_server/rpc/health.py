@@ -178,7 +178,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # untyped p
         ready = self._reachable and not rests and not self._draining
         if ready != self._ready:
             self._ready = ready
-            _log.warning("readiness changed", extra={"state": "ready" if ready else "not ready"})
+            # Lost readiness is news only where nobody asked for it.
+            level = logging.INFO if ready or self._draining else logging.WARNING
+            _log.log(level, "readiness changed", extra={"state": "ready" if ready else "not ready"})
             self._tell()
 
     def _tell(self) -> None:
