@@ -190,6 +190,21 @@ CREATE TABLE import_seen (
     PRIMARY KEY (org_id, import_id, member_number)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 
+-- The same for a batch that changed nothing, whose members nobody else named: a row for all of them.
+-- A batch that reaches into its numbers turns it into rows of import_seen first.
+CREATE TABLE import_seen_batches (
+    org_id uuid NOT NULL,
+    import_id uuid NOT NULL,
+    first_row bigint NOT NULL,
+    low text NOT NULL,
+    high text NOT NULL,
+    member_numbers text[] NOT NULL,
+    row_nos bigint[] NOT NULL,
+    PRIMARY KEY (org_id, import_id, first_row)
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
+ALTER TABLE import_seen_batches
+    ALTER COLUMN member_numbers SET STORAGE EXTERNAL, ALTER COLUMN row_nos SET STORAGE EXTERNAL;
+
 -- What a plan would do, row by row: publishing is one INSERT .. SELECT from here. base_version is
 -- the member's version that the row was planned on; another one makes the plan stale.
 CREATE TABLE import_plan (
@@ -233,7 +248,7 @@ DECLARE
 BEGIN
     FOREACH tenant_table IN ARRAY ARRAY[
         'imports', 'import_chunks', 'import_batches', 'import_rejects', 'import_unlocated',
-        'import_seen', 'import_plan', 'import_undo'
+        'import_seen', 'import_seen_batches', 'import_plan', 'import_undo'
     ]
     LOOP
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', tenant_table);
@@ -259,7 +274,7 @@ GRANT SELECT, INSERT, UPDATE ON imports TO trunkline_app;
 GRANT SELECT, INSERT ON import_chunks TO trunkline_app;
 GRANT SELECT ON import_batches, import_rejects, import_plan, import_undo TO trunkline_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON imports, import_batches, import_rejects, import_unlocated,
-    import_seen, import_plan, import_undo TO trunkline_worker;
+    import_seen, import_seen_batches, import_plan, import_undo TO trunkline_worker;
 GRANT SELECT, DELETE ON import_chunks TO trunkline_worker;
 
 -- Holds for every writer: states follow the machine, counters only grow, the version counts up.

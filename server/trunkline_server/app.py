@@ -26,6 +26,8 @@ from trunkline.api.ops.v1 import ops_service_pb2
 from trunkline.api.stats.v1 import stats_service_pb2
 from trunkline_server import __version__, gauges
 from trunkline_server.config import ServeSettings, WorkerSettings
+from trunkline_server.content.service import ContentService
+from trunkline_server.content.worker import ContentWorker
 from trunkline_server.db import Database, session_settings
 from trunkline_server.findings import Role, Subject
 from trunkline_server.identity.authenticator import Authenticator
@@ -119,6 +121,7 @@ class Server:
     drain: Drain
     members: MemberService
     stats: StatsService
+    content: ContentService
     _server: grpc.aio.Server
     _health: Health
     _wrapper: Wrapper
@@ -181,6 +184,7 @@ class Server:
             ),
             stream_age_s=settings.upload_stream_age_s,
         )
+        content = ContentService(db=db, orgs=orgs, link=link, valkey=valkey, pages=pages)
         event_limits = Limits(
             valkey,
             _event_quota_reader(orgs),
@@ -203,7 +207,7 @@ class Server:
         wrapper.bind(IDENTITY, identity)
         wrapper.bind(MEMBERS, members)
         wrapper.bind(IMPORTS, imports)
-        wrapper.bind(CONTENT, None)
+        wrapper.bind(CONTENT, content)
         wrapper.bind(STATS, stats)
 
         names = [descriptor.full_name for descriptor in SERVICES]
@@ -250,6 +254,7 @@ class Server:
             passwords=passwords,
             members=members,
             imports=imports,
+            content=content,
         )
 
         link.subscribe(TOPIC_ORG, lambda org: limits.forget_quota(UUID(org)))
@@ -258,6 +263,7 @@ class Server:
         await limits.start()
         await event_limits.start()
         await members.start()
+        await content.start()
         meters.start()
         if index == 0:  # once for all processes of the machine
             postgres_metrics.start()
@@ -275,6 +281,7 @@ class Server:
             ("watching", stop_watching),
             ("members", members.close),
             ("imports", imports.close),
+            ("content", content.close),
             ("authenticator", authenticator.close),
             ("passwords", partial(asyncio.to_thread, passwords.close)),
             ("stats", stats.close),
@@ -286,7 +293,7 @@ class Server:
             ("database", db.close),
             ("telemetry", meters.close),
         ]
-        return cls(port, drain, members, stats, server, health, wrapper, closers)
+        return cls(port, drain, members, stats, content, server, health, wrapper, closers)
 
     async def stop(self) -> bool:
         """Drains. True when every accepted call was answered."""
@@ -392,6 +399,7 @@ class Worker:
             batch_rows=settings.import_batch_rows,
         )
         retention = ImportRetention(db=db, orgs=orgs)
+        content = ContentWorker(db=db, orgs=orgs, link=link)
         runner = Runner(
             db,
             database_url,
@@ -400,8 +408,14 @@ class Worker:
                 **roll_ups.handlers(),
                 **imports.handlers(),
                 **retention.handlers(),
+                **content.handlers(),
             },
-            schedules=(*schedules(), *roll_ups.schedules(), *retention.schedules()),
+            schedules=(
+                *schedules(),
+                *roll_ups.schedules(),
+                *retention.schedules(),
+                *content.schedules(),
+            ),
             slots=settings.concurrency,
             role=role,
             timings=Timings(heartbeat_s=settings.lease_s / 2, poll_s=settings.poll_s),
@@ -413,6 +427,7 @@ class Worker:
             ("database", db.close),
             ("telemetry", meters.close),
         ]
+        _settle_memory()
         return cls(runner, Drain(notice_s=0), closers)
 
     async def run(self) -> None:

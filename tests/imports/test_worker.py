@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
@@ -28,7 +29,7 @@ def line(number: str, given: str = "Ann", family: str = "Ex", rest: str = "ACTIV
     return f"{number},{given},{family},{rest}\n".encode()
 
 
-def counts(row: dict[str, object]) -> dict[str, object]:
+def counts(row: dict[str, Any]) -> dict[str, int]:
     names = ("created", "updated", "unchanged", "rejected", "superseded", "terminated")
     return {name: row[name] for name in names if row[name]}
 
@@ -344,3 +345,34 @@ async def test_the_fuse_waits_for_somebody_to_look(
                 await asyncio.sleep(0.02)
     assert row["terminated"] == 6
     assert sorted((await statuses(connection)).values()).count("TERMINATED") == 6
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_lanes_batches_and_repeats_agree_with_the_model(
+    connection: asyncpg.Connection, urls: tuple[str, str], seed: int
+) -> None:
+    """Members that are there, files mostly the same, mostly new, sorted or not, with repeats."""
+    rng = random.Random(seed)
+    org = await w.make_org(connection)
+    there = {f"M{n:04}": "Old" for n in range(150)}
+    await run(connection, urls, org, HEADER + b"".join(line(n, g) for n, g in there.items()))
+    numbers = rng.choices([f"M{n:04}" for n in range(rng.choice((150, 400)))], k=rng.choice((0, 9)))
+    numbers += list(there) if rng.random() < 0.7 else [f"M{n:04}" for n in range(100, 260)]
+    numbers = sorted(numbers) if rng.random() < 0.6 else rng.sample(numbers, len(numbers))
+    changes = rng.choice((0.0, 0.02, 0.5))
+    rows = [(n, f"G{i}" if rng.random() < changes else "Old") for i, n in enumerate(numbers)]
+    content = HEADER + b"".join(line(*row) for row in rows)
+    row = await run(
+        connection, urls, org, content, lanes=rng.choice((1, 2, 3)), batch_rows=rng.choice((3, 20))
+    )
+    assert row["state"] == "SUCCEEDED", row["problem"]
+    last = {number: row_no for row_no, (number, _) in enumerate(rows, 1)}
+    assert await names(connection) == there | {n: rows[i - 1][1] for n, i in last.items()}
+    found = await w.rejects(connection, row["import_id"])
+    assert [f[0] for f in found] == [
+        i for i, (number, _) in enumerate(rows, 1) if last[number] != i
+    ]
+    told = counts(row)
+    assert told.get("superseded", 0) == len(found)
+    assert told.get("created", 0) == len(last.keys() - there.keys())
+    assert sum(told.values()) == len(rows)

@@ -71,6 +71,34 @@ class _NotTheSame(Exception):
     """A row is new, or changes something."""
 
 
+class Spans:
+    """From which to which number the batches on their way reach: those that meet go in turn.
+
+    Whoever comes later waits, and holds nothing that the earlier one could be waiting for.
+    """
+
+    def __init__(self) -> None:
+        self._taken: dict[int, tuple[str, str]] = {}
+        self._freed = asyncio.Condition()
+
+    async def take(self, lane: int, low: str, high: str) -> None:
+        async with self._freed:
+            await self._freed.wait_for(lambda: not self._meets(lane, low, high))
+            self._taken[lane] = (low, high)
+
+    async def free(self, lane: int) -> None:
+        async with self._freed:
+            self._taken.pop(lane, None)
+            self._freed.notify_all()
+
+    def _meets(self, lane: int, low: str, high: str) -> bool:
+        return any(
+            low <= other_high and other_low <= high
+            for other, (other_low, other_high) in self._taken.items()
+            if other != lane
+        )
+
+
 @dataclass(slots=True)
 class Progress:
     """What the lanes of one turn share."""
@@ -78,6 +106,8 @@ class Progress:
     headroom: int  # members the organisation may still have
     is_plain: bool  # rows are expected to be new members
     is_same: bool = True  # or, where they are not, to say what is there already
+    is_apart: bool = True  # and batches to have no numbers in common
+    spans: Spans = field(default_factory=lambda: Spans())
     rejected: int = 0
     checkpointed: bool = False
     members_written: bool = False
@@ -125,6 +155,8 @@ class Lane:
                     raise
                 reason = type(error).__name__
                 _log.info("a batch is tried again", extra={"batch": batch_no, "reason": reason})
+            finally:
+                await self._progress.spans.free(self._number)
             await asyncio.sleep(CONFLICT_PAUSE_S * attempt * random.uniform(0.5, 1.5))
 
     async def _once(self, batch_no: int, batch: Batch) -> None:
@@ -193,10 +225,8 @@ class Lane:
         inverted = await self._inverted(batch)
         self._refuse(merged, batch, "inverted", inverted)
         count = batch.accepted - len(inverted)
-        if not await self._created_all(
-            batch, merged, change_id, count
-        ) and not await self._all_same(batch, merged, count):
-            await self._merged_each(batch, merged, change_id)
+        if not await self._created_all(batch, merged, change_id, count):
+            await self._beside_what_is_there(batch, merged, change_id, count)
         await self._find_repeats(batch, merged, inverted, count)
         return merged
 
@@ -226,24 +256,56 @@ class Lane:
         merged.counts.created = merged.written = int(tag.rpartition(" ")[2])
         return True
 
-    async def _all_same(self, batch: Batch, merged: _Merged, count: int) -> bool:
+    async def _beside_what_is_there(
+        self, batch: Batch, merged: _Merged, change_id: object, count: int
+    ) -> None:
+        if self._work.plans:
+            await self._merged_each(batch, merged, change_id)
+            return
+        span = await self._step_aside()
+        if not await self._all_same(batch, merged, count, span):
+            await self._merged_each(batch, merged, change_id)
+
+    async def _step_aside(self) -> tuple[str, str]:
+        """No other batch with any of these numbers is on its way, or noted only as a whole."""
+        work, progress = self._work, self._progress
+        row = await self._connection.fetchrow(self._sql.span)
+        assert row is not None
+        span = (row["low"], row["high"])
+        await progress.spans.take(self._number, *span)
+        if await queries.spell_out(self._connection, work.org_id, work.import_id, *span):
+            progress.is_apart = False
+        return span
+
+    async def _all_same(
+        self, batch: Batch, merged: _Merged, count: int, span: tuple[str, str]
+    ) -> bool:
         """A short way for a file that comes again: no row changes anything."""
         progress, work = self._progress, self._work
-        if not progress.is_same or work.plans or work.creates_only or count < batch.accepted:
+        if not progress.is_same or work.creates_only or count < batch.accepted:
             return False
+        arguments = (
+            *(work.org_id, work.import_id, batch.start.row_no + 1, batch.gaps),
+            *(work.first_change, work.last_change),
+        )
+        # A SYNC asks for each member whether it was seen, so there each is noted.
+        if progress.is_apart and not work.syncs:
+            tag = await self._connection.execute(self._sql.same_apart, *arguments, count, *span)
+            progress.is_same = tag == "INSERT 0 1"
+        else:
+            progress.is_same = await self._each_same(arguments, count)
+        if progress.is_same:
+            merged.counts.unchanged = count
+        return progress.is_same
+
+    async def _each_same(self, arguments: Sequence[object], count: int) -> bool:
         try:
             async with self._connection.transaction():
-                tag = await self._connection.execute(
-                    self._sql.same,
-                    *(work.org_id, work.import_id, batch.start.row_no + 1, batch.gaps),
-                    *(work.first_change, work.last_change),
-                )
+                tag = await self._connection.execute(self._sql.same, *arguments)
                 if int(tag.rpartition(" ")[2]) < count:
                     raise _NotTheSame
         except (asyncpg.UniqueViolationError, _NotTheSame):
-            progress.is_same = False
             return False
-        merged.counts.unchanged = count
         return True
 
     async def _merged_each(self, batch: Batch, merged: _Merged, change_id: object) -> None:

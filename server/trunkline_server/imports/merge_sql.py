@@ -34,7 +34,9 @@ class MergeSql:
     inverted: str | None
     repeats: str
     create: str
+    span: str
     same: str
+    same_apart: str
     merge: str
     plan: str
 
@@ -53,7 +55,9 @@ def merge_sql(layout: Layout, *, creates_only: bool) -> MergeSql:
         inverted=_inverted() if has_both else None,
         repeats=_repeats(),
         create=_create(layout, newest),
+        span=_SPAN,
         same=_same(layout),
+        same_apart=_same_apart(layout),
         merge=f"WITH {newest}, {judged(True)}, {_MERGED}",
         plan=f"WITH {newest}, {judged(False)}, {_PLANNED}",
     )
@@ -141,8 +145,11 @@ FROM newest n ORDER BY n.member_number
 """  # noqa: S608
 
 
-def _same(layout: Layout) -> str:
-    """Rows that say what is there already, noted as seen; a repeated one makes it fail.
+_SPAN = f"SELECT min(member_number) AS low, max(member_number) AS high FROM {STAGING}"  # noqa: S608
+
+
+def _same_rows(layout: Layout) -> str:
+    """Rows that say what is there already.
 
     $1 organisation  $2 import  $3 first row number  $4 gaps  $5, $6 changes of the import
     """
@@ -150,15 +157,40 @@ def _same(layout: Layout) -> str:
         f" AND m.{name} IS NOT DISTINCT FROM {_merged(name, layout)}" for name in _named(layout)
     )
     return f"""
+    SELECT n.member_number,
+           $3::bigint + n.place + width_bucket(n.place, $4::bigint[]) AS row_no
+    FROM ({_PLACED}) n
+    CROSS JOIN LATERAL (
+        SELECT FROM members m
+        WHERE m.org_id = $1 AND m.member_number = n.member_number AND m.deleted_at IS NULL
+          AND m.change_id NOT BETWEEN $5 AND $6{equal}
+        OFFSET 0
+    ) k
+"""  # noqa: S608
+
+
+def _same(layout: Layout) -> str:
+    """Noted as seen, each; a repeated one makes it fail."""
+    return f"""
 INSERT INTO import_seen (org_id, import_id, member_number, row_no, is_changed)
-SELECT $1, $2, n.member_number, $3::bigint + n.place + width_bucket(n.place, $4::bigint[]), false
-FROM ({_PLACED}) n
-CROSS JOIN LATERAL (
-    SELECT FROM members m
-    WHERE m.org_id = $1 AND m.member_number = n.member_number AND m.deleted_at IS NULL
-      AND m.change_id NOT BETWEEN $5 AND $6{equal}
-    OFFSET 0
-) k
+SELECT $1, $2, r.member_number, r.row_no, false FROM ({_same_rows(layout)}) r
+"""  # noqa: S608
+
+
+def _same_apart(layout: Layout) -> str:
+    """Noted together: all $7 rows are the same, none repeated, none between $8 and $9 noted."""
+    return f"""
+INSERT INTO import_seen_batches (
+    org_id, import_id, first_row, low, high, member_numbers, row_nos
+)
+SELECT $1, $2, $3, min(r.member_number), max(r.member_number), array_agg(r.member_number),
+       array_agg(r.row_no)
+FROM ({_same_rows(layout)}) r
+HAVING count(*) = $7 AND count(DISTINCT r.member_number) = $7
+   AND NOT EXISTS (
+       SELECT FROM import_seen s
+       WHERE s.org_id = $1 AND s.import_id = $2 AND s.member_number BETWEEN $8 AND $9
+   )
 """  # noqa: S608
 
 

@@ -33,7 +33,13 @@ _CANCEL = """
 UPDATE imports SET state = 'CANCELLED', problem = $3, ended_at = now()
 WHERE org_id = $1 AND import_id = $2
 """
-_CONTENT = ("import_chunks", "import_plan", "import_seen", "import_unlocated")
+_CONTENT = (
+    "import_chunks",
+    "import_plan",
+    "import_seen",
+    "import_seen_batches",
+    "import_unlocated",
+)
 _DROP_CONTENT = tuple(
     f"DELETE FROM {table} WHERE org_id = $1 AND import_id = $2"  # noqa: S608 - constants
     for table in _CONTENT

@@ -257,6 +257,25 @@ async def add_named(db: Executor, org_id: UUID, import_id: UUID, numbers: Sequen
     await db.execute(_ADD_NAMED, org_id, import_id, numbers)
 
 
+# Batches that were noted as a whole, row by row where this span of numbers reaches into them.
+_SPELL_OUT = """
+WITH hit AS (
+    DELETE FROM import_seen_batches
+    WHERE org_id = $1 AND import_id = $2 AND low <= $4 AND high >= $3
+    RETURNING member_numbers, row_nos
+)
+INSERT INTO import_seen (org_id, import_id, member_number, row_no, is_changed)
+SELECT $1, $2, u.member_number, u.row_no, false
+FROM hit h, unnest(h.member_numbers, h.row_nos) AS u (member_number, row_no)
+ORDER BY u.member_number
+"""
+
+
+async def spell_out(db: Executor, org_id: UUID, import_id: UUID, low: str, high: str) -> bool:
+    """True: there were such."""
+    return str(await db.execute(_SPELL_OUT, org_id, import_id, low, high)) != "INSERT 0 0"
+
+
 # ---- The organisation's members ----
 
 # Whether anybody but this import wrote any: two looks into an index.
@@ -318,6 +337,7 @@ _BEGIN_AGAIN = tuple(
     f"DELETE FROM {table} WHERE org_id = $1 AND import_id = $2"  # noqa: S608 - constants
     for table in (
         "import_plan", "import_batches", "import_rejects", "import_unlocated", "import_seen",
+        "import_seen_batches",
     )
 )  # fmt: skip
 
