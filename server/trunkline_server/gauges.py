@@ -4,6 +4,7 @@ from typing import Any
 
 from trunkline_server.breaker import Breaker
 from trunkline_server.cache import Cache
+from trunkline_server.content.service import ContentService
 from trunkline_server.db import Database
 from trunkline_server.identity.passwords import Passwords
 from trunkline_server.imports.service import ImportService
@@ -32,12 +33,14 @@ def of_server(
     passwords: Passwords,
     members: MemberService,
     imports: ImportService,
+    content: ContentService,
 ) -> None:
     _database(meters, db)
     _breaker(meters, valkey.breaker)
     _link(meters, link)
     _cache(meters, orgs.cache)
     _cache(meters, members.cache)
+    _cache(meters, content.cache)
     meters.gauge("trunkline.rpc.in_flight", lambda: wrapper.inflight.count, "{call}")
     meters.gauge("trunkline.shedding.limit", lambda: shedder.limit, "{call}")
     meters.counter("trunkline.shedding.refused", lambda: sum(shedder.refused), "{call}")
@@ -46,6 +49,10 @@ def of_server(
     meters.gauge("trunkline.passwords.waiting", lambda: passwords.waiting, "{call}")
     meters.gauge("trunkline.validations.unwritten", lambda: members.unwritten, "{validation}")
     meters.counter("trunkline.validations.dropped", lambda: members.dropped, "{validation}")
+    shelf = content.shelf
+    meters.counter("trunkline.content.lists_made", lambda: shelf.made, "{list}")
+    meters.counter("trunkline.content.lists_kept", lambda: shelf.hits, "{list}")
+    meters.counter("trunkline.content.uncounted", lambda: content.tallies.dropped, "{count}")
     flow = imports.flow
     meters.counter("trunkline.uploads.granted", lambda: flow.granted_bytes, "By")
     meters.counter("trunkline.uploads.stored", lambda: flow.stored_bytes, "By")

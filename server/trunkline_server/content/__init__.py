@@ -1,0 +1,1 @@
+"""Articles: a draft beside the live text, reviewed, published, found and read."""
