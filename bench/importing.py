@@ -122,9 +122,7 @@ class Importer:
         return taken
 
     def undo(self, import_id: str) -> None:
-        self._stub.UndoImport(
-            pb.UndoImportRequest(import_id=import_id), metadata=self._metadata
-        )
+        self._stub.UndoImport(pb.UndoImportRequest(import_id=import_id), metadata=self._metadata)
 
 
 def _frames(content: bytes, spec: pb.ImportSpec) -> Iterator[pb.SubmitCsvRequest]:
