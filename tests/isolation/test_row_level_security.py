@@ -152,6 +152,7 @@ _ZERO = {
     "text": "gen_random_uuid()::text",
     "bytea": "''",
     "jsonb": "'{}'",
+    "tsvector": "''",
     "boolean": "false",
     "date": "current_date",
     "timestamp with time zone": "now()",
