@@ -58,8 +58,8 @@ CREATE TABLE members (
 );
 -- Deleted members keep their number until they are purged: undelete must find it free.
 CREATE UNIQUE INDEX members_number ON members (org_id, member_number);
--- Watches, undo and "changed by this import".
-CREATE INDEX members_change ON members (org_id, change_id);
+-- Watches, undo and "changed by this import"; pages continue inside a change of many members.
+CREATE INDEX members_change ON members (org_id, change_id, member_id);
 CREATE INDEX members_purge ON members (org_id, purge_at) WHERE purge_at IS NOT NULL;
 
 -- What a member was until `superseded_at`. Append-only; version 1 of a member that was never
@@ -90,6 +90,8 @@ CREATE TABLE member_history (
     PRIMARY KEY (org_id, member_id, version, superseded_at)
 ) PARTITION BY RANGE (superseded_at);
 CREATE INDEX member_history_superseded ON member_history (org_id, superseded_by);
+-- What an import wrote and somebody changed since: undoing it lists those members as kept.
+CREATE INDEX member_history_import ON member_history (org_id, change_id) WHERE row_no IS NOT NULL;
 CREATE INDEX member_history_number ON member_history (org_id, member_number);
 CREATE TABLE member_history_default PARTITION OF member_history DEFAULT;
 
@@ -101,8 +103,10 @@ CREATE TABLE validation_log (
     actor_id uuid NOT NULL,
     decision text NOT NULL,
     reasons text[] NOT NULL,
-    member_id uuid,
     as_of date NOT NULL,
+    -- One row for all validations of an actor with the same outcome in one flush.
+    validations integer NOT NULL DEFAULT 1,
+    member_ids uuid[] NOT NULL DEFAULT '{}',
     PRIMARY KEY (org_id, validation_id, at)
 ) PARTITION BY RANGE (at);
 CREATE INDEX validation_log_actor ON validation_log (org_id, actor_id, at);
@@ -122,6 +126,8 @@ CREATE TABLE validation_guards (
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (org_id, actor_id)
 );
+CREATE INDEX validation_guards_stopped ON validation_guards (org_id, actor_id)
+    WHERE level = 'STOPPED';
 CREATE INDEX validation_guards_newest ON validation_guards (org_id, updated_at DESC, actor_id);
 
 DO $$

@@ -262,9 +262,6 @@ BEGIN
 END
 $$;
 
--- What an import wrote and somebody changed since: undoing it lists those members as kept.
-CREATE INDEX member_history_import ON member_history (org_id, change_id) WHERE row_no IS NOT NULL;
-
 -- Across organisations the worker sees which imports are due to be dropped, and nothing else.
 CREATE POLICY expired_read ON imports FOR SELECT TO trunkline_worker USING (
     expires_at <= now() OR ended_at < now() - interval '1 day'

@@ -109,16 +109,6 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON member_search, member_words, member_sear
     member_tombstones TO trunkline_worker;
 GRANT DELETE ON member_history, validation_log TO trunkline_worker;
 
--- Pages by the last change continue inside a change of many members.
-DROP INDEX members_change;
-CREATE INDEX members_change ON members (org_id, change_id, member_id);
-
--- One row for all validations of an actor with the same outcome in one flush; see docs/adr/0008.
-ALTER TABLE validation_log
-    ADD COLUMN validations integer NOT NULL DEFAULT 1,
-    ADD COLUMN member_ids uuid[] NOT NULL DEFAULT '{}';
-ALTER TABLE validation_log DROP COLUMN member_id;
-
 -- Indexes the members that a change wrote. Before record_member_change() where it is part of the
 -- change itself: that holds the organisation's sequence.
 CREATE FUNCTION index_members(p_org uuid, p_change uuid) RETURNS void
@@ -343,8 +333,6 @@ CREATE FUNCTION orgs_to_purge() RETURNS TABLE (org_id uuid)
 CREATE FUNCTION stopped_validators() RETURNS TABLE (org_id uuid, actor_id uuid)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public
     AS $$ SELECT g.org_id, g.actor_id FROM validation_guards g WHERE g.level = 'STOPPED' $$;
-CREATE INDEX validation_guards_stopped ON validation_guards (org_id, actor_id)
-    WHERE level = 'STOPPED';
 
 -- Every organisation, for the worker's rounds.
 CREATE FUNCTION org_ids() RETURNS TABLE (org_id uuid)
