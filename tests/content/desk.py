@@ -46,6 +46,9 @@ def refused(code: grpc.StatusCode, reason: str = "") -> Iterator[Refusal]:
         assert refusal.reason == reason
 
 
+Titles = list[str]  # the desk has a method of that name
+
+
 class Desk:
     """Trainers write, administrators review, agents read."""
 
@@ -110,7 +113,7 @@ class Desk:
         reply: pb.GetArticleResponse = await self.call("GetArticle", request, role)
         return reply
 
-    async def list(self, role: Role = Role.AGENT, **given: Any) -> list[str]:
+    async def list(self, role: Role = Role.AGENT, **given: Any) -> Titles:
         request = pb.ListArticlesRequest(**given)
         return [each.title for each in (await self.call("ListArticles", request, role)).articles]
 
@@ -121,7 +124,7 @@ class Desk:
         reply: pb.SearchArticlesResponse = await self.call("SearchArticles", request, role)
         return reply
 
-    async def search(self, query: str, role: Role = Role.AGENT, **given: Any) -> list[str]:
+    async def search(self, query: str, role: Role = Role.AGENT, **given: Any) -> Titles:
         return [match.article.title for match in (await self.found(query, role, **given)).matches]
 
     async def category(self, name: str, parent_id: str = "", **given: Any) -> pb.Category:

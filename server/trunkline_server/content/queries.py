@@ -529,7 +529,7 @@ _TOP = (
 SELECT v.article_id, sum(v.views)::bigint AS views
 FROM article_views v
 JOIN article_texts x ON x.org_id = v.org_id AND x.article_id = v.article_id
-WHERE v.org_id = $1 AND v.day > $10 - $11::integer AND v.day <= $10
+WHERE v.org_id = $1 AND v.day > $10::date - $11::integer AND v.day <= $10::date
 """
     + _FILTER
     + """

@@ -74,8 +74,16 @@ class Change:
 async def live_changed(tx: Executor, org_id: UUID, article_id: UUID, told: Told) -> None:
     """Before the article's texts are touched: whoever changes categories locks this first."""
     told.version = await queries.bump_version(tx, org_id)
-    there = await queries.translations(tx, org_id, article_id, live=True)
-    told.article_ids = list({article_id, *there.values()})
+    # Its translations name it as one of theirs, in the old group and in a new one.
+    original = await queries.original_of(tx, org_id, article_id)
+    told.article_ids = list(
+        {
+            article_id,
+            original,
+            *(await queries.translations(tx, org_id, article_id, live=True)).values(),
+            *(await queries.translations(tx, org_id, original, live=True)).values(),
+        }
+    )
 
 
 async def move_texts(
