@@ -113,7 +113,7 @@ class Desk:
         reply: pb.GetArticleResponse = await self.call("GetArticle", request, role)
         return reply
 
-    async def list(self, role: Role = Role.AGENT, **given: Any) -> Titles:
+    async def listed(self, role: Role = Role.AGENT, **given: Any) -> Titles:
         request = pb.ListArticlesRequest(**given)
         return [each.title for each in (await self.call("ListArticles", request, role)).articles]
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tools import content_workflow
 from trunkline_server.content import rules
 from trunkline_server.content.rules import WORKFLOW, Action, Actor, Standing, State
 from trunkline_server.rpc.caller import Role
@@ -187,3 +188,9 @@ def test_a_query_is_corrected_word_by_word() -> None:
 def test_searches_with_somebodys_data_are_not_kept(query: str) -> None:
     assert not rules.worth_noting(query)
     assert rules.worth_noting("form 1040")
+
+
+def test_the_page_of_the_workflow_is_fresh() -> None:
+    assert content_workflow.TARGET.read_text() == content_workflow.page(), (
+        "run `python -m tools.content_workflow`"
+    )

@@ -144,7 +144,7 @@ async def test_filters_and_facets(desk: Desk) -> None:
         (pb.ArticleFilter(author_id=desk.org.slug and claims.category_id), 0),
     ):
         assert len(await desk.search("refund", filter=given_filter)) == count
-        assert len(await desk.list(filter=given_filter)) == count
+        assert len(await desk.listed(filter=given_filter)) == count
 
 
 async def test_pages_continue_where_they_ended(desk: Desk) -> None:

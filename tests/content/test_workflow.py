@@ -161,11 +161,11 @@ async def test_unpublish_archive_delete_and_undelete(desk: Desk) -> None:
     assert list((await desk.get(article, Role.ADMIN)).allowed_actions) == [
         pb.ARTICLE_ACTION_UNDELETE
     ]
-    assert await desk.list(Role.ADMIN) == []
+    assert await desk.listed(Role.ADMIN) == []
     shown = pb.ArticleFilter(show_deleted=True)
-    assert await desk.list(Role.ADMIN, filter=shown) == ["Password reset"]
+    assert await desk.listed(Role.ADMIN, filter=shown) == ["Password reset"]
     with refused(Code.PERMISSION_DENIED):
-        await desk.list(Role.TRAINER, filter=shown)
+        await desk.listed(Role.TRAINER, filter=shown)
     with refused(Code.FAILED_PRECONDITION, "ARTICLE_DELETED"):
         await desk.update(deleted, title="x")
     restored = await desk.step("Undelete", article)
@@ -262,7 +262,7 @@ async def test_a_repeat_gets_the_first_answer(desk: Desk) -> None:
     request = pb.CreateArticleRequest(request_id=request_id, article=given)
     replies = await asyncio.gather(*(desk.call("CreateArticle", request) for _ in range(4)))
     assert len({reply.article.article_id for reply in replies}) == 1
-    assert await desk.list(Role.TRAINER) == ["Once"]
+    assert await desk.listed(Role.TRAINER) == ["Once"]
     request.article.title = "Twice"
     with refused(Code.ALREADY_EXISTS, "REQUEST_ID_REUSED"):
         await desk.call("CreateArticle", request)
@@ -302,7 +302,7 @@ async def test_another_organisation_sees_nothing(desk: Desk, server: Running) ->
             await theirs.get(article, role, locale="en")
         assert await theirs.search("canary", role) == []
         assert await theirs.search("canray", role) == []
-        assert await theirs.list(role) == []
+        assert await theirs.listed(role) == []
         suggestions = await theirs.call(
             "SuggestSearches", pb.SuggestSearchesRequest(prefix="can"), role
         )
@@ -337,13 +337,13 @@ async def test_readers_learn_nothing_of_drafts(desk: Desk, role: Role) -> None:
     with refused(Code.PERMISSION_DENIED):
         await desk.get(article, role, view=pb.ARTICLE_VIEW_DRAFT)
     with refused(Code.PERMISSION_DENIED):
-        await desk.list(role, view=pb.ARTICLE_VIEW_DRAFT)
+        await desk.listed(role, view=pb.ARTICLE_VIEW_DRAFT)
     with refused(Code.PERMISSION_DENIED):
         await desk.search("draft", role, view=pb.ARTICLE_VIEW_DRAFT)
     seen = await desk.get(draft, role)
     assert (seen.body, seen.state) == ("live", pb.ARTICLE_STATE_PUBLISHED)
     assert (seen.draft_revision, seen.reviewed_revision) == (0, 0)
     assert not seen.allowed_actions
-    assert await desk.list(role) == ["Password reset"]
+    assert await desk.listed(role) == ["Password reset"]
     states = pb.ArticleFilter(states=[pb.ARTICLE_STATE_DRAFT])
-    assert await desk.list(role, filter=states) == []
+    assert await desk.listed(role, filter=states) == []
