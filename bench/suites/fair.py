@@ -17,7 +17,6 @@ from bench.product import Stack
 from bench.registry import Plan
 
 NAME = "fair"
-LARGE_BATCH_ROWS = "1000"
 
 _WAITED = """
 SELECT extract(epoch FROM s.started_at - s.upload_ended_at)::float8 AS waited,
@@ -29,19 +28,14 @@ FROM imports s, imports l WHERE s.import_id = $1 AND l.import_id = $2
 
 
 def run(plan: Plan) -> Iterator[Figure]:
-    large, small = roster(plan.pick(full=1_000_000, quick=200_000)), roster(1_000)
+    large, small = roster(plan.pick(full=600_000, quick=300_000)), roster(1_000)
     waits, batches = [], []
     with ExitStack() as started:
         stack = started.enter_context(product.stack())
         tenants = [product.seed(stack, slug=f"bench-{n}", quotas=QUOTAS) for n in range(3)]
         server = started.enter_context(product.watched(stack)).server
         # One job at a time: nothing but fairness lets the small one begin.
-        started.enter_context(
-            product.server(
-                stack, "bench.servers.worker", concurrency="1",
-                import_batch_rows=LARGE_BATCH_ROWS,
-            )
-        )  # fmt: skip
+        started.enter_context(product.server(stack, "bench.servers.worker", concurrency="1"))
         many, one = (Importer(server.address, tenant) for tenant in tenants[:2])
         started.callback(many.close)
         started.callback(one.close)

@@ -22,6 +22,7 @@ READS_PER_S = 2_000
 MEMBERS = 20_000
 NUMBERS = 5_000
 IDLE_S = 6.0
+SERVED_MIN = 0.999
 
 
 def run(plan: Plan) -> Iterator[Figure]:
@@ -42,7 +43,7 @@ def run(plan: Plan) -> Iterator[Figure]:
             first = Importer(server.address, reader)
             first.seconds(read)
             first.close()
-            _reads(server.address, reader, 2.0)
+            _reads(server.address, reader, 4.0, served_min=0.0)  # fills caches
             idle.append(_reads(server.address, reader, IDLE_S))
             with ThreadPoolExecutor(1) as thread:
                 importing = thread.submit(importer.seconds, large)
@@ -64,7 +65,7 @@ def _reads_while(address: str, tenant: Tenant, is_over: Callable[[], bool]) -> f
     return worst
 
 
-def _reads(address: str, tenant: Tenant, seconds: float) -> float:
+def _reads(address: str, tenant: Tenant, seconds: float, served_min: float = SERVED_MIN) -> float:
     rng = random.Random(20)
     requests = [
         pb.ValidateMemberRequest(member_number=f"M{rng.randrange(MEMBERS):08}")
@@ -82,6 +83,7 @@ def _reads(address: str, tenant: Tenant, seconds: float) -> float:
     outcomes = openloop.run(
         "bench.targets:several", given, openloop.Arrivals(READS_PER_S, seconds, processes=2)
     )
-    if set(outcomes.counts) != {"ok"} or outcomes.unfinished:
+    served = outcomes.counts["ok"] / outcomes.counts.total()
+    if served < served_min or outcomes.unfinished:
         raise CannotMeasure(f"reads failed: {outcomes.counts}, {outcomes.unfinished} unanswered")
     return outcomes.of("ok").quantile(0.99) * 1000

@@ -109,6 +109,7 @@ class Progress:
     is_apart: bool = True  # and batches to have no numbers in common
     spans: Spans = field(default_factory=lambda: Spans())
     rejected: int = 0
+    is_over: bool = False  # the turn: lanes take no other batch
     checkpointed: bool = False
     members_written: bool = False
     news: asyncio.Event = field(default_factory=asyncio.Event)

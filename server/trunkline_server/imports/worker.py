@@ -52,7 +52,7 @@ PUBLISH_PAUSE_S = 0.05
 COUNT_LIFE_S = 60.0
 BUSY_S = 0.5
 # A worker that is free has taken a job by then.
-PATIENCE = timedelta(milliseconds=50)
+PATIENCE = timedelta(milliseconds=20)
 ORGS_MAX = 10_000
 # A file that one lane is done with before another would have begun.
 SHORT_BYTES = 1 << 20
@@ -249,31 +249,17 @@ class ImportWorker:
         waiting: asyncio.Queue[tuple[int, Batch] | None] = asyncio.Queue(maxsize=1)
         try:
             async with asyncio.TaskGroup() as tasks:
-                for place in range(lanes):
+                filling = tasks.create_task(_fill(waiting, cut, lanes))
+                working = [
                     tasks.create_task(self._lane(place, lease, job, progress, waiting))
-                return await self._fill(waiting, cut, lease, lanes)
+                    for place in range(lanes)
+                ]
+                await asyncio.wait(working)
+                # What was cut and not taken is cut again in the next turn.
+                filling.cancel()
         except BaseExceptionGroup as group:
             raise _first(group) from None
-
-    async def _fill(
-        self,
-        waiting: asyncio.Queue[tuple[int, Batch] | None],
-        cut: AsyncIterator[tuple[int, Batch]],
-        lease: Lease,
-        lanes: int,
-    ) -> bool:
-        """True at the file's end; the lanes finish what they have either way."""
-        is_whole, has_begun = True, False
-        async for numbered in cut:
-            # One batch at least, or many that wait would keep each other from getting on.
-            if has_begun and (lease.should_yield() or await self._others_wait(lease)):
-                is_whole = False
-                break
-            await waiting.put(numbered)
-            has_begun = True
-        for _ in range(lanes):
-            await waiting.put(None)
-        return is_whole
+        return not progress.is_over
 
     async def _others_wait(self, lease: Lease) -> bool:
         """Asked between batches: a small import starts within two batch times of a large one."""
@@ -289,9 +275,12 @@ class ImportWorker:
         waiting: asyncio.Queue[tuple[int, Batch] | None],
     ) -> None:
         async with lane(self._db, place, lease, job, progress) as opened:
-            while (taken := await waiting.get()) is not None:
+            while not progress.is_over and (taken := await waiting.get()) is not None:
+                # One batch at least, or many that wait would keep each other from getting on.
                 await opened.land(*taken)
                 _check_rejects(job, progress.rejected)
+                if lease.should_yield() or await self._others_wait(lease):
+                    progress.is_over = True
 
     @contextlib.asynccontextmanager
     async def _news(self, lease: Lease, progress: Progress) -> AsyncIterator[None]:
@@ -440,6 +429,17 @@ async def _left(
     async for number, batch in cut:
         if number not in done:
             yield number, batch
+
+
+async def _fill(
+    waiting: asyncio.Queue[tuple[int, Batch] | None],
+    cut: AsyncIterator[tuple[int, Batch]],
+    lanes: int,
+) -> None:
+    async for numbered in cut:
+        await waiting.put(numbered)
+    for _ in range(lanes):
+        await waiting.put(None)
 
 
 def _check_rejects(job: work.Work, rejected: int) -> None:

@@ -27,17 +27,21 @@ TOMBSTONES_KEPT = timedelta(days=90)
 
 SCHEDULES = (Schedule(INDEX_MEMBERS, INDEX_EVERY), Schedule(PURGE_MEMBERS, PURGE_EVERY))
 
-# While an import runs the search waits for its end: both together would only take longer.
+# While an import runs, or has handed its turn on, the search waits for its end: both together
+# would only take longer.
 _TO_INDEX = """
 SELECT b.org_id, b.seq FROM orgs_to_index() b
 WHERE NOT EXISTS (
     SELECT FROM jobs j
-    WHERE j.org_id = b.org_id AND j.state = 'RUNNING' AND j.kind = 'imports.run'
+    WHERE j.org_id = b.org_id AND j.kind = 'imports.run'
+      AND (j.state = 'RUNNING' OR (j.state = 'QUEUED' AND j.run_after <= now()))
 )
 """
 _IS_IMPORTING = """
 SELECT EXISTS (
-    SELECT FROM jobs WHERE org_id = $1 AND state = 'RUNNING' AND kind = 'imports.run'
+    SELECT FROM jobs
+    WHERE org_id = $1 AND kind = 'imports.run'
+      AND (state = 'RUNNING' OR (state = 'QUEUED' AND run_after <= now()))
 )
 """
 _UNINDEXED = """
