@@ -41,6 +41,9 @@ class MergeSql:
     plan: str
 
 
+_SPAN = f"SELECT min(member_number) AS low, max(member_number) AS high FROM {STAGING}"  # noqa: S608
+
+
 def merge_sql(layout: Layout, *, creates_only: bool) -> MergeSql:
     staged = layout.staging_columns()
     columns = ", ".join(f"{name} {kind}" for name, kind in staged)
@@ -143,9 +146,6 @@ INSERT INTO members (org_id, member_id, change_id, row_no, member_number{columns
 SELECT $1, {_MEMBER_ID}, $2, n.new_row_no, n.member_number{values}
 FROM newest n ORDER BY n.member_number
 """  # noqa: S608
-
-
-_SPAN = f"SELECT min(member_number) AS low, max(member_number) AS high FROM {STAGING}"  # noqa: S608
 
 
 def _same_rows(layout: Layout) -> str:
