@@ -160,7 +160,9 @@ async def filled(database_url: str, org_id: UUID, articles: int, samples: int) -
             await database.execute(index["indexdef"])
         await database.execute(_VOCABULARY, org_id)
         await database.execute(_STATE, org_id, articles)
-        await database.execute("VACUUM (ANALYZE) articles, article_texts, article_revisions")
+        await database.execute(
+            "VACUUM (ANALYZE) articles, article_counts, article_texts, article_revisions"
+        )
         rows = await database.fetch(_SAMPLE, org_id, samples)
         return [Sample(str(r["article_id"]), r["title"], r["phrase"]) for r in rows]
     finally:

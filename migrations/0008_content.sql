@@ -122,11 +122,15 @@ CREATE TABLE article_texts (
     FOREIGN KEY (org_id, article_id) REFERENCES articles (org_id, article_id) ON DELETE CASCADE,
     FOREIGN KEY (org_id, category_id) REFERENCES categories (org_id, category_id)
 ) WITH (fillfactor = 85);
-CREATE INDEX article_texts_live_terms ON article_texts USING gin (org_id, terms) WHERE live;
-CREATE INDEX article_texts_draft_terms ON article_texts USING gin (org_id, terms) WHERE NOT live;
-CREATE INDEX article_texts_live_titles ON article_texts USING gin (org_id, title_terms) WHERE live;
+-- Without a list of pending entries: a search would walk through it, up to 4 MB each time.
+CREATE INDEX article_texts_live_terms ON article_texts USING gin (org_id, terms)
+    WITH (fastupdate = off) WHERE live;
+CREATE INDEX article_texts_draft_terms ON article_texts USING gin (org_id, terms)
+    WITH (fastupdate = off) WHERE NOT live;
+CREATE INDEX article_texts_live_titles ON article_texts USING gin (org_id, title_terms)
+    WITH (fastupdate = off) WHERE live;
 CREATE INDEX article_texts_draft_titles ON article_texts USING gin (org_id, title_terms)
-    WHERE NOT live;
+    WITH (fastupdate = off) WHERE NOT live;
 CREATE INDEX article_texts_title ON article_texts (org_id, live, title_key, article_id);
 CREATE INDEX article_texts_config ON article_texts (org_id, live, config);
 CREATE INDEX article_texts_group ON article_texts (org_id, group_id);
@@ -140,7 +144,8 @@ CREATE TABLE article_words (
     word text COLLATE "C" NOT NULL CHECK (length(word) <= 60),
     PRIMARY KEY (org_id, word)
 );
-CREATE INDEX article_words_near ON article_words USING gin (org_id, word gin_trgm_ops);
+CREATE INDEX article_words_near ON article_words USING gin (org_id, word gin_trgm_ops)
+    WITH (fastupdate = off);
 
 CREATE TABLE article_tags (
     org_id uuid NOT NULL,
@@ -380,17 +385,25 @@ BEGIN
     END IF;
     RETURN QUERY
     WITH asked AS (
-        SELECT c.config, t.query, t.query::text LIKE '%%!%%' AS negated
+        SELECT c.config, t.query, t.query::text LIKE '%%!%%' AS negated,
+               -- A phrase is looked up by its words. The index holds no positions: to find one of
+               -- common words it would have to read every text that has them all.
+               CASE WHEN t.query::text LIKE '%%!%%' THEN t.query
+                    ELSE regexp_replace(t.query::text, '<(-|[0-9]+)>', '&', 'g')::tsquery
+               END AS loose
         FROM unnest(p_configs) AS c (config)
         CROSS JOIN LATERAL (
             SELECT websearch_to_tsquery(c.config::regconfig, p_query) AS query
         ) AS t
     ), by_title AS MATERIALIZED (
-        SELECT x.article_id
+        SELECT x.article_id, x.kind, x.category_id, x.tags, x.locale, x.title_terms, x.votes_factor,
+               x.fresh_at, q.query
         FROM asked q JOIN article_texts x
-            ON x.org_id = p_org AND %2$s AND x.title_terms @@ q.query AND x.config = q.config
-        -- What is not to be there must not be in the text either.
-        WHERE (NOT q.negated OR x.terms @@ q.query)
+            ON x.org_id = p_org AND %2$s AND x.title_terms @@ q.query
+        -- With a text appended, or the index of configurations would look good to the planner.
+        WHERE x.config || '' = q.config
+          -- What is not to be there must not be in the text either.
+          AND (NOT q.negated OR x.terms @@ q.query)
           AND (x.deleted = false OR p_deleted)
           AND (p_kinds IS NULL OR x.kind = ANY (p_kinds))
           AND (p_states IS NULL OR x.state = ANY (p_states))
@@ -398,46 +411,61 @@ BEGIN
           AND (p_tags IS NULL OR x.tags @> p_tags)
           AND (p_locales IS NULL OR x.locale = ANY (p_locales))
           AND (p_author IS NULL OR x.author_id = p_author)
-    ), by_text AS MATERIALIZED (
-        SELECT x.article_id
+    ), by_words AS MATERIALIZED (
+        SELECT x.article_id, x.kind, x.category_id, x.tags, x.locale, x.title_terms, x.votes_factor,
+               x.fresh_at, q.query, q.loose <> q.query AS is_phrase
         FROM asked q JOIN article_texts x
-            ON x.org_id = p_org AND %2$s AND x.terms @@ q.query AND x.config = q.config
-        WHERE (x.deleted = false OR p_deleted)
+            ON x.org_id = p_org AND %2$s AND x.terms @@ q.loose
+        WHERE x.config || '' = q.config
+          AND (x.deleted = false OR p_deleted)
           AND (p_kinds IS NULL OR x.kind = ANY (p_kinds))
           AND (p_states IS NULL OR x.state = ANY (p_states))
           AND (p_categories IS NULL OR x.category_id = ANY (p_categories))
           AND (p_tags IS NULL OR x.tags @> p_tags)
           AND (p_locales IS NULL OR x.locale = ANY (p_locales))
           AND (p_author IS NULL OR x.author_id = p_author)
-    ), candidates AS MATERIALIZED (
-        (SELECT t.article_id FROM by_title t LIMIT p_candidates)
-        UNION
-        (SELECT t.article_id FROM by_text t LIMIT p_candidates)
-    ), coarse AS MATERIALIZED (
-        SELECT x.article_id, x.kind, x.category_id, x.tags, x.locale, q.query,
-               x.votes_factor * (0.8 + 0.4 * exp(
-                   -greatest(0, extract(epoch FROM p_now - x.fresh_at)) / 15552000.0
-               ))::float8 AS factor,
-               (0.05 + ts_rank(x.title_terms, q.query))::float8 AS title_rank
-        FROM candidates c
-        JOIN article_texts x ON x.org_id = p_org AND x.article_id = c.article_id AND %2$s
-        JOIN asked q ON q.config = x.config
+    ), by_text AS (
+        SELECT w.article_id, w.kind, w.category_id, w.tags, w.locale, w.title_terms,
+               w.votes_factor, w.fresh_at, w.query
+        FROM (SELECT b.* FROM by_words b LIMIT p_candidates) AS w
+        WHERE NOT w.is_phrase OR EXISTS (
+            SELECT FROM article_texts x
+            WHERE x.org_id = p_org AND x.article_id = w.article_id AND %2$s
+              AND x.terms @@ w.query
+        )
+    ), titles_suffice AS MATERIALIZED (
+        SELECT count(*) >= p_candidates AS yes
+        FROM (SELECT t.article_id FROM by_title t LIMIT p_candidates) AS enough
+    ), candidates AS (
+        SELECT DISTINCT ON (c.article_id) c.*
+        FROM (
+            (SELECT t.* FROM by_title t LIMIT p_candidates)
+            UNION ALL
+            -- Of a word so common that titles alone are plenty, the texts are not asked.
+            SELECT t.* FROM by_text t WHERE NOT (SELECT s.yes FROM titles_suffice s)
+        ) AS c
+        ORDER BY c.article_id
     ), placed AS (
         SELECT o.article_id, o.kind, o.category_id, o.tags, o.locale, o.query, o.factor,
                o.title_rank * o.factor AS score,
                row_number() OVER (ORDER BY o.title_rank * o.factor DESC, o.article_id) AS place,
                count(*) OVER ()::integer AS total
-        FROM coarse o
+        FROM (
+            SELECT c.article_id, c.kind, c.category_id, c.tags, c.locale, c.query,
+                   (c.votes_factor * (0.8 + 0.4 * exp(
+                       -greatest(0, extract(epoch FROM p_now - c.fresh_at)) / 15552000.0
+                   )))::float8 AS factor,
+                   (0.05 + ts_rank(c.title_terms, c.query))::float8 AS title_rank
+            FROM candidates c
+        ) AS o
     )
-    SELECT p.article_id, 0, p.factor * ts_rank(x.terms, p.query, 1)::float8, p.kind,
-           p.category_id, p.tags, p.locale, p.total, p.total >= p_candidates
-    FROM placed p
-    JOIN article_texts x ON x.org_id = p_org AND x.article_id = p.article_id AND %2$s
-    WHERE p.place <= p_refined
-    UNION ALL
-    SELECT p.article_id, 1, p.score, p.kind, p.category_id, p.tags, p.locale, p.total,
-           p.total >= p_candidates
-    FROM placed p WHERE p.place > p_refined;
+    SELECT p.article_id, (p.place > p_refined)::integer,
+           CASE WHEN p.place > p_refined THEN p.score ELSE p.factor * (
+               SELECT ts_rank(x.terms, p.query, 1) FROM article_texts x
+               WHERE x.org_id = p_org AND x.article_id = p.article_id AND %2$s
+           )::float8 END,
+           p.kind, p.category_id, p.tags, p.locale, p.total, p.total >= p_candidates
+    FROM placed p;
 END
 $body$
 $function$, scope.name, scope.condition);

@@ -435,39 +435,48 @@ _FILTER = """
   AND ($8::text[] IS NULL OR x.locale = ANY ($8))
   AND ($9::uuid IS NULL OR x.author_id = $9)
 """
+# The page is picked in the order of an index before anything is joined to it: whatever the
+# planner believes of the rest, no more than the page is read.
+_PICKED = (
+    """
+FROM articles a JOIN article_texts x ON x.org_id = a.org_id AND x.article_id = a.article_id
+WHERE a.org_id = $1 AND x.org_id = $1
+"""
+    + _FILTER
+)
 _LISTED = f"""
-SELECT {_COLUMNS}, CASE WHEN $10 THEN r.body ELSE '' END AS body, x.title_key
-FROM articles a
-JOIN article_texts x ON x.org_id = a.org_id AND x.article_id = a.article_id
+SELECT {_COLUMNS}, CASE WHEN $10 THEN r.body ELSE '' END AS body, p.title_key
+FROM p
+JOIN articles a ON a.org_id = $1 AND a.article_id = p.article_id
 JOIN article_revisions r
     ON r.org_id = a.org_id AND r.article_id = a.article_id
    AND r.revision = CASE WHEN $2 THEN a.published_revision ELSE a.draft_revision END
 {_JOINS}
-WHERE a.org_id = $1 {_FILTER}
 """  # noqa: S608 - made of constants
-_BY_UPDATE = (
-    _LISTED
-    + """
-  AND ($11::timestamptz IS NULL OR (a.updated_at, a.article_id) < ($11, $12::uuid))
-ORDER BY a.updated_at DESC, a.article_id DESC LIMIT $13
-"""
+_BY_UPDATE = f"""
+WITH p AS MATERIALIZED (
+    SELECT a.article_id, a.updated_at, x.title_key {_PICKED}
+      AND ($11::timestamptz IS NULL OR (a.updated_at, a.article_id) < ($11, $12::uuid))
+    ORDER BY a.updated_at DESC, a.article_id DESC LIMIT $13
 )
-_BY_PUBLICATION = (
-    _LISTED
-    + """
-  AND a.live_at IS NOT NULL
-  AND ($11::timestamptz IS NULL OR (a.live_at, a.article_id) < ($11, $12::uuid))
-ORDER BY a.live_at DESC, a.article_id DESC LIMIT $13
+{_LISTED} ORDER BY p.updated_at DESC, p.article_id DESC
 """
+_BY_PUBLICATION = f"""
+WITH p AS MATERIALIZED (
+    SELECT a.article_id, a.live_at, x.title_key {_PICKED} AND a.live_at IS NOT NULL
+      AND ($11::timestamptz IS NULL OR (a.live_at, a.article_id) < ($11, $12::uuid))
+    ORDER BY a.live_at DESC, a.article_id DESC LIMIT $13
 )
-_BY_TITLE = (
-    _LISTED
-    + """
-  AND x.org_id = $1
-  AND ($11::text IS NULL OR (x.title_key, x.article_id) > ($11 COLLATE "C", $12::uuid))
-ORDER BY x.title_key, x.article_id LIMIT $13
+{_LISTED} ORDER BY p.live_at DESC, p.article_id DESC
 """
+_BY_TITLE = f"""
+WITH p AS MATERIALIZED (
+    SELECT x.article_id, x.title_key {_PICKED}
+      AND ($11::text IS NULL OR (x.title_key, x.article_id) > ($11 COLLATE "C", $12::uuid))
+    ORDER BY x.title_key, x.article_id LIMIT $13
 )
+{_LISTED} ORDER BY p.title_key, p.article_id
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,12 +21,13 @@ from trunkline_server.paging import PageTokens, page_size
 from trunkline_server.rpc.caller import Role, caller
 
 PAGE_DEFAULT = 20
-# Of what matches in its body alone, this many are looked at; all that match in title or tags are,
-# up to as many. Who finds more should ask more.
+# So many that match in title or tags are looked at, and where they are fewer, as many that match
+# in their text. Who finds more should ask more.
 CANDIDATES_MAX = 400
 # The best ones by title, age and votes are ranked by the whole of their text.
-REFINED_MAX = 60
-HIGHLIGHTED_MAX = 25
+REFINED_MAX = 40
+# Passages cost more than the search itself; what comes after these is seldom looked at.
+HIGHLIGHTED_MAX = 10
 FACET_VALUES_MAX = 50
 NEAR_WORDS_MAX = 20
 CORRECTED_WORDS_MAX = 6
