@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import grpc
 from google.protobuf.message import Message
@@ -50,7 +53,8 @@ def run(plan: Plan) -> Iterator[Figure]:
         server = started.enter_context(product.server(stack, "bench.servers.product"))
         searches = [_question(sample, kind) for kind, sample in enumerate(samples)]
         reads = [pb.GetArticleRequest(article_id=sample.article_id) for sample in samples]
-        drive = Drive(server, tenant)
+        folder = Path(started.enter_context(tempfile.TemporaryDirectory(prefix="tl-bench-")))
+        drive = Drive(server, tenant, folder)
         drive("SearchArticles", searches, SEARCHES_PER_S / 2, 3.0, Role.AGENT)
         found = drive("SearchArticles", searches, SEARCHES_PER_S, seconds, Role.AGENT)
         drive("GetArticle", reads, READS_PER_S, 2.0, Role.AGENT)
@@ -111,23 +115,26 @@ def _question(sample: Sample, kind: int) -> pb.SearchArticlesRequest:
 class Drive:
     """Calls of a method on a schedule, all of which have to succeed."""
 
-    def __init__(self, server: Server, tenant: Tenant) -> None:
+    def __init__(self, server: Server, tenant: Tenant, folder: Path) -> None:
         self.server = server
         self._tenant = tenant
+        self._folder = folder
 
     def __call__(
         self, method: str, requests: Sequence[Message], per_s: float, seconds: float, role: Role
     ) -> openloop.Outcomes:
         mixed = list(requests)
         random.Random(5).shuffle(mixed)
+        file = self._folder / "requests.json"
+        file.write_text(json.dumps([request.SerializeToString().hex() for request in mixed]))
         given = {
             "address": self.server.address,
             "path": f"{SERVICE}/{method}",
             "metadata": self._tenant.bearer(role),
-            "requests": [request.SerializeToString().hex() for request in mixed],
+            "requests_file": str(file),
             "channels": 4,
         }
-        outcomes = openloop.run("bench.targets:several", given, openloop.Arrivals(per_s, seconds))
+        outcomes = openloop.run("bench.prepared:several", given, openloop.Arrivals(per_s, seconds))
         if outcomes.unfinished or set(outcomes.counts) != {"ok"}:
             raise CannotMeasure(f"{method}: {dict(outcomes.counts)}, {outcomes.unfinished} left")
         if not outcomes.driver_kept_up:
